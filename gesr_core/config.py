@@ -1,0 +1,471 @@
+"""Typed, validated configuration: conf/base/*.yaml, then conf/<env>/*.yaml, then --set key=value.
+
+A file's name is its section. All errors are reported at once, before Spark starts. Runs on the driver; knows neither
+Spark nor torch. What a worker needs travels in small frozen dataclasses that the jobs build from here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gesr_core.errors import ConfigurationError
+from gesr_core.names import Role
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+
+_CATALOG_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*){0,2}")
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+Identifier = Annotated[str, Field(pattern=rf"^{_IDENTIFIER.pattern}$")]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class TableRef:
+    """A role bound to its real table: a catalog name, a URI or an absolute folder, and the columns' real names."""
+
+    role: str
+    location: str
+    columns: Mapping[str, str]
+
+    @property
+    def is_path(self) -> bool:
+        return "/" in self.location
+
+    @property
+    def is_local_folder(self) -> bool:
+        return self.location.startswith("/")
+
+    @property
+    def sql_name(self) -> str:
+        """The table as Spark SQL names it; every part is quoted and was validated, so nothing can be injected."""
+        if self.is_path:
+            return f"delta.`{self.location}`"
+        return ".".join(f"`{part}`" for part in self.location.split("."))
+
+
+class TableConfig(Section):
+    """Where a role's table is and what its columns are called there (contract name -> real name)."""
+
+    location: str | None = None
+    columns: dict[Identifier, str] = {}
+
+    @field_validator("location")
+    @classmethod
+    def _is_name_or_path(cls, value: str | None) -> str | None:
+        if value is None or ("/" in value and "`" not in value and ".." not in value.split("/")):
+            return value
+        if _CATALOG_NAME.fullmatch(value):
+            return value
+        raise ValueError(f"{value!r} is neither a table name (catalog.schema.table) nor a path or URI")
+
+
+class TablesConfig(Section):
+    """One entry per role. With `root`, a role without a location is the folder `<root>/<role>`."""
+
+    root: str | None = None
+    events: TableConfig = TableConfig()
+    items: TableConfig = TableConfig()
+    users: TableConfig = TableConfig()
+    candidates: TableConfig = TableConfig()
+    impressions: TableConfig = TableConfig()
+    histories: TableConfig = TableConfig()
+    histories_at: TableConfig = TableConfig()
+    staging: TableConfig = TableConfig()
+    scores: TableConfig = TableConfig()
+    ledger: TableConfig = TableConfig()
+    quarantine: TableConfig = TableConfig()
+    metrics: TableConfig = TableConfig()
+
+    @model_validator(mode="after")
+    def _every_role_is_somewhere(self) -> TablesConfig:
+        missing = [role.value for role in Role if getattr(self, role.value).location is None and self.root is None]
+        if missing:
+            raise ValueError(f"no location for {', '.join(missing)}, and no root to derive one from")
+        return self
+
+
+class StorageConfig(Section):
+    """Folders for what is not a table; relative ones are under the project."""
+
+    checkpoints: str
+    item_states: str
+    training_sets: str
+
+
+class ItemFeature(Section):
+    """A declared column of `items`."""
+
+    name: Identifier
+    kind: Literal["categorical", "numeric"]
+    transform: Literal["none", "log1p"] = "none"
+
+
+class UserFeature(Section):
+    """A declared column of `users`."""
+
+    name: Identifier
+    kind: Literal["categorical", "numeric"]
+    transform: Literal["none", "log1p"] = "none"
+
+
+class ItemStatistic(Section):
+    """A numeric item feature derived from the events before the request time (within `window_days`, if given)."""
+
+    name: Identifier
+    kind: Literal["users", "events", "mean_value", "days_since_first", "days_since_last"]
+    window_days: Annotated[int, Field(gt=0)] | None = None
+    transform: Literal["none", "log1p"] = "log1p"
+
+
+class HardMatch(Section):
+    """A pair of item fields whose equality is counted: `item_id` or a categorical item feature, on each side."""
+
+    history: Identifier
+    candidate: Identifier
+
+
+class FeaturesConfig(Section):
+    """What the models may read."""
+
+    item: list[ItemFeature] = []
+    item_statistics: list[ItemStatistic] = []
+    user: list[UserFeature] = []
+    hard_match: list[HardMatch] = []
+    # Items bought less often than this before the first validation request share the unknown id's embedding.
+    item_id_min_events: Annotated[int, Field(ge=1)] = 5
+
+    @model_validator(mode="after")
+    def _names_are_consistent(self) -> FeaturesConfig:
+        names = [f.name for f in (*self.item, *self.item_statistics)]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"item features declared twice: {', '.join(doubled)}")
+        fields = ["item_id", *(f.name for f in self.item if f.kind == "categorical")]
+        for pair in self.hard_match:
+            for name in (pair.history, pair.candidate):
+                if name not in fields:
+                    raise ValueError(f"hard_match names {name!r}, which is none of {fields}{_did_you_mean(name, fields)}")
+        return self
+
+
+class Task(Section):
+    """A 0/1 label: an event of one of `actions` within the label window (any action when empty)."""
+
+    name: Identifier
+    actions: list[str] = []
+    # `user_median`: the event's value must also exceed the user's own median value before the request time.
+    value_above: Literal["user_median"] | None = None
+    loss_weight: Annotated[float, Field(ge=0)] = 1.0
+    score_weight: float = 0.0
+
+
+class LabelsConfig(Section):
+    """Tasks and the window that their labels come from."""
+
+    window_days: Annotated[int, Field(gt=0)]
+    tasks: Annotated[list[Task], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _some_task_scores(self) -> LabelsConfig:
+        if not any(task.score_weight for task in self.tasks):
+            raise ValueError("every task has score_weight 0: at least one must enter the score")
+        return self
+
+
+class HistoriesConfig(Section):
+    """How histories are kept."""
+
+    max_events: Annotated[int, Field(gt=0)]
+    # How far back `events` is read again each day when it has no change data feed.
+    late_window_days: Annotated[int, Field(gt=0)]
+
+
+class CandidatesConfig(Section):
+    """The stand-in retrieval."""
+
+    max_candidates: Annotated[int, Field(gt=0)]
+    # Users with an event in this many days before the request time get candidates.
+    active_days: Annotated[int, Field(gt=0)]
+    own_items: Annotated[int, Field(ge=0)]
+    popular_items: Annotated[int, Field(ge=0)]
+    popular_days: Annotated[int, Field(gt=0)]
+    als_items: Annotated[int, Field(ge=0)]
+    als_rank: Annotated[int, Field(gt=0)]
+    als_iterations: Annotated[int, Field(gt=0)]
+    als_regularization: Annotated[float, Field(ge=0)]
+    als_alpha: Annotated[float, Field(gt=0)]
+    als_min_item_events: Annotated[int, Field(ge=1)]
+    seed: int
+
+
+class ImpressionsConfig(Section):
+    """Labelled candidates of past dates, for training."""
+
+    # That many past dates, `step_days` apart; the last label window closes at the request time of --ds.
+    dates: Annotated[int, Field(ge=2)]
+    step_days: Annotated[int, Field(gt=0)]
+    # Share of the unlabelled candidates that is kept; loss and NE are corrected for it.
+    negative_rate: Annotated[float, Field(gt=0, le=1)]
+    # Items outside the candidates, per request, as extra negatives.
+    unexposed_items: Annotated[int, Field(ge=0)]
+    seed: int
+
+
+class TwoTowerConfig(Section):
+    """The baseline of both papers."""
+
+    name: Literal["two_tower"] = "two_tower"
+    width: Annotated[int, Field(gt=0)]
+    id_width: Annotated[int, Field(gt=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class GesrConfig(Section):
+    """GESR: the two towers, hard matching, target attention and gating."""
+
+    name: Literal["gesr"] = "gesr"
+    width: Annotated[int, Field(gt=0)]
+    id_width: Annotated[int, Field(gt=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    attention_layers: Annotated[int, Field(ge=0)]
+    attention_heads: Annotated[int, Field(gt=0)]
+    time_buckets: Annotated[int, Field(gt=1)]
+    match_cap: Annotated[int, Field(gt=0)]
+    match_width: Annotated[int, Field(gt=0)]
+    gate_width: Annotated[int, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> GesrConfig:
+        if self.width % self.attention_heads:
+            raise ValueError(f"width {self.width} is not a multiple of attention_heads {self.attention_heads}")
+        return self
+
+
+ModelConfig = Annotated[TwoTowerConfig | GesrConfig, Field(discriminator="name")]
+
+
+class TrainingConfig(Section):
+    """How `jobs/train.py` trains."""
+
+    model: Identifier
+    reader: Literal["arrow", "petastorm"]
+    epochs: Annotated[int, Field(gt=0)]
+    patience: Annotated[int, Field(gt=0)]
+    batch_requests: Annotated[int, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    seed: int
+    threads: Annotated[int, Field(ge=0)]
+
+
+class ScoringConfig(Section):
+    """How `jobs/score_daily.py` scores."""
+
+    top_k: Annotated[int, Field(gt=0)]
+    shards: Annotated[int, Field(gt=0)]
+    # Shards that one Spark job works on; 0: twice the task slots. Execution only, no effect on any score.
+    shards_per_wave: Annotated[int, Field(ge=0)]
+    max_candidates_per_request: Annotated[int, Field(gt=0)]
+    batch_pairs: Annotated[int, Field(gt=0)]
+    plan_window_requests: Annotated[int, Field(gt=0)]
+    history_buckets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    candidate_buckets: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
+    transport: Literal["arrow", "pandas_udf"]
+    device: Literal["cpu", "cuda", "auto"]
+    threads_per_worker: Annotated[int, Field(gt=0)]
+    output_files: Annotated[int, Field(gt=0)]
+    # A second publisher in `local` waits this long for the commit lock.
+    lock_timeout_s: Annotated[int, Field(gt=0)]
+
+
+class GateConfig(Section):
+    """What must hold before a `ds` is published."""
+
+    max_quarantined_share: Annotated[float, Field(ge=0, le=1)]
+    max_abs_score: Annotated[float, Field(gt=0)]
+
+
+class EvaluationConfig(Section):
+    """Offline metrics of a published `ds`."""
+
+    ks: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
+    popularity_days: Annotated[int, Field(gt=0)]
+    seed: int
+    # Repeat every metric without the most bought item of the label window (a promotion can rule a week).
+    without_top_item: bool
+
+
+class Config(Section):
+    """The resolved configuration of one job."""
+
+    tables: TablesConfig
+    storage: StorageConfig
+    features: FeaturesConfig
+    labels: LabelsConfig
+    histories: HistoriesConfig
+    candidates: CandidatesConfig
+    impressions: ImpressionsConfig
+    models: dict[Identifier, ModelConfig]
+    training: TrainingConfig
+    scoring: ScoringConfig
+    gate: GateConfig
+    evaluation: EvaluationConfig
+    # Verbatim Spark keys, for a session that the job starts itself.
+    spark: dict[str, str | int | float | bool]
+
+    @model_validator(mode="after")
+    def _training_names_a_model(self) -> Config:
+        if self.training.model not in self.models:
+            raise ValueError(
+                f"training.model is {self.training.model!r}, which is none of {sorted(self.models)}"
+                f"{_did_you_mean(self.training.model, list(self.models))}"
+            )
+        return self
+
+    def table(self, role: Role | str, *, target: str | None = None) -> TableRef:
+        """Resolve a role; `target` is a second scores table's role-like name (`--target scores_challenger`)."""
+        role_name = Role(role).value
+        entry: TableConfig = getattr(self.tables, role_name)
+        location = entry.location or f"{self.tables.root}/{role_name}"
+        if target and target != role_name:
+            if not _IDENTIFIER.fullmatch(target):
+                raise ConfigurationError(f"--target {target!r} is not a plain name (letters, digits, underscores)")
+            head, separator, _ = location.rpartition("/" if "/" in location else ".")
+            role_name, location = target, f"{head}{separator}{target}"
+        return TableRef(role=role_name, location=_absolute(location), columns=dict(entry.columns))
+
+    def folder(self, name: Literal["checkpoints", "item_states", "training_sets"]) -> Path:
+        """An absolute folder of `storage`."""
+        return Path(_absolute(f"{getattr(self.storage, name)}/"))
+
+    def scoring_hash(self) -> str:
+        """SHA-256 of every setting that can change a published row; those of execution alone are left out."""
+        sections = self.model_dump(mode="json", include={"features", "labels", "histories", "scoring", "gate"})
+        for execution_only in ("shards_per_wave", "transport", "lock_timeout_s", "output_files"):
+            sections["scoring"].pop(execution_only)
+        return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
+
+
+def load_config(
+    env: str, *, overrides: Sequence[str] = (), conf_dir: Path = PROJECT_ROOT / "conf"
+) -> Config:
+    """Read and validate the configuration of `env`.
+
+    Args:
+        env: a folder under `conf_dir`, such as `local` or `prod`.
+        overrides: `section.key=value` strings; the value is YAML.
+        conf_dir: the folder that holds `base/` and one folder per environment.
+
+    Raises:
+        ConfigurationError: an unknown environment, unreadable YAML or any invalid key, all of them in one message.
+    """
+    merged: dict[str, Any] = {}
+    for folder in (conf_dir / "base", _environment_folder(conf_dir, env)):
+        for path in sorted(folder.glob("*.yaml")):
+            _merge(merged, {path.stem: _read_yaml(path)})
+    for override in overrides:
+        _merge(merged, _parse_override(override))
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as err:
+        lines = [_explain(error) for error in err.errors()]
+        where = f"{len(lines)} configuration error{'s' if len(lines) > 1 else ''} (env {env!r}, {conf_dir})"
+        raise ConfigurationError("\n  ".join([where + ":", *lines])) from err
+
+
+def _environment_folder(conf_dir: Path, env: str) -> Path:
+    known = sorted(p.name for p in conf_dir.glob("*") if p.is_dir() and p.name != "base")
+    if env not in known:
+        raise ConfigurationError(f"unknown --env {env!r}; {conf_dir} has {known}{_did_you_mean(env, known)}")
+    return conf_dir / env
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as err:
+        raise ConfigurationError(f"{path} is not valid YAML: {err}") from err
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not all(key.split(".")):
+        raise ConfigurationError(f"--set {override!r}: expected section.key=value, such as scoring.top_k=50")
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError as err:
+        raise ConfigurationError(f"--set {override!r}: the value is not valid YAML") from err
+    # Spark's own keys hold dots: everything after `spark.` is one key.
+    parts = key.split(".", 1) if key.startswith("spark.") else key.split(".")
+    for part in reversed(parts):
+        value = {part: value}
+    return dict(value)
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _absolute(location: str) -> str:
+    """Anchor a relative folder at the project; names and URIs pass unchanged."""
+    if "/" not in location or location.startswith("/") or "://" in location or location.startswith("dbfs:"):
+        return location
+    return str(PROJECT_ROOT / location)
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _explain(error: Any) -> str:
+    # pydantic puts the discriminator's tag (models.mine.gesr.width) into the path of a tagged section.
+    location = [part for place, part in enumerate(error["loc"]) if not (place == 2 and error["loc"][0] == "models")]
+    key = ".".join(str(part) for part in location)
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"][:-1])
+        return f"unknown key {key!r}{_did_you_mean(str(error['loc'][-1]), known) or f'; known keys: {known}'}"
+    if error["type"] == "missing":
+        return f"missing key {key!r}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {message} (got {error['input']!r})" if error["type"] != "value_error" else f"{key or 'conf'}: {message}"
+
+
+def _known_keys(location: Sequence[Any]) -> list[str]:
+    """The keys that the section at `location` (pydantic's error path) may have."""
+    current: Any = Config
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            if part in current.model_fields:
+                current = current.model_fields[part].annotation
+            continue
+        sections = [s for s in _sections_in(current)]
+        tagged = [s for s in sections if s.model_fields.get("name") and s.model_fields["name"].default == part]
+        current = tagged[0] if tagged else (sections[0] if len(sections) == 1 else current)
+    sections = _sections_in(current)
+    return sorted({name for section in sections for name in section.model_fields})
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in _sections_in(argument)]

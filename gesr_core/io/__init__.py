@@ -1,0 +1,1 @@
+"""Spark in: sessions, and role + ds -> DataFrame, schema-checked and version-pinned. Driver only."""

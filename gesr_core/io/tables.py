@@ -1,0 +1,131 @@
+"""Read a role's table: existence, columns and types are checked, the Delta version is pinned. Driver only."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, SparkSession, functions as F
+from pyspark.sql.utils import AnalysisException
+
+from gesr_core.config import TableRef
+from gesr_core.errors import InputError
+from gesr_core.names import Role
+from gesr_core.schema import InputColumn, input_columns
+
+
+def table_exists(spark: SparkSession, ref: TableRef) -> bool:
+    """Say whether the Delta table of `ref` exists."""
+    if ref.is_path:
+        return bool(DeltaTable.isDeltaTable(spark, ref.location))
+    return bool(spark.catalog.tableExists(ref.location))
+
+
+def table_version(spark: SparkSession, ref: TableRef) -> int:
+    """Return the newest Delta version of the table.
+
+    Raises:
+        InputError: there is no such table.
+    """
+    _require_table(spark, ref)
+    row = spark.sql(f"DESCRIBE HISTORY {ref.sql_name} LIMIT 1").select("version").first()
+    if row is None:
+        raise InputError(f"{ref.role}: {ref.location} has no Delta history")
+    return int(row["version"])
+
+
+def read_table(spark: SparkSession, ref: TableRef, *, version: int | None = None) -> DataFrame:
+    """Return the table under its contract's column names, at a pinned version when given.
+
+    Raises:
+        InputError: no such table, or `columns` in the configuration names a column that it lacks.
+    """
+    _require_table(spark, ref)
+    reader = spark.read.format("delta")
+    if version is not None:
+        reader = reader.option("versionAsOf", version)
+    df = reader.load(ref.location) if ref.is_path else reader.table(ref.location)
+    for name, real_name in ref.columns.items():
+        require_columns(df, [real_name], where=_where(ref))
+        df = df.withColumnRenamed(real_name, name)
+    return df
+
+
+def read_input(
+    spark: SparkSession, ref: TableRef, *, version: int | None = None, tasks: Sequence[str] = (), features: Sequence[str] = ()
+) -> DataFrame:
+    """Return an input table, checked against its contract and the declared features.
+
+    Raises:
+        InputError: no such table, a missing column (the nearest present one is named) or a column of another type.
+    """
+    df = read_table(spark, ref, version=version)
+    columns = input_columns(Role(ref.role), tasks=tasks)
+    require_columns(df, [*(column.name for column in columns), *features], where=_where(ref))
+    require_types(df, columns, where=_where(ref))
+    return df
+
+
+def require_columns(df: DataFrame, names: Sequence[str], *, where: str) -> None:
+    """Check that `df` has the columns.
+
+    Raises:
+        InputError: names the first missing one, what there is and the nearest name.
+    """
+    for name in names:
+        if name not in df.columns:
+            near = difflib.get_close_matches(name, df.columns, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            present = ", ".join(repr(column) for column in df.columns)
+            raise InputError(f"{where} has no column {name!r} (it has {present}){hint}")
+
+
+def require_types(df: DataFrame, columns: Sequence[InputColumn], *, where: str) -> None:
+    """Check the types of columns that `df` has.
+
+    Raises:
+        InputError: names the column, its type and those expected.
+    """
+    found = {field.name: field.dataType.simpleString() for field in df.schema.fields}
+    for column in columns:
+        if found[column.name] not in column.types:
+            expected = " or ".join(column.types)
+            raise InputError(f"{where}: column {column.name!r} is {found[column.name]}, expected {expected}")
+
+
+def column_type(df: DataFrame, name: str) -> str:
+    """Return a column's type as Spark's simple string (`bigint`, `string`, ...)."""
+    return df.schema[name].dataType.simpleString()
+
+
+def one_ds(df: DataFrame, ds: str) -> DataFrame:
+    """Keep the partition `ds`, whether the column is a STRING or a DATE, and give it as a STRING."""
+    return df.where(F.col("ds") == F.lit(ds)).withColumn("ds", F.lit(ds))
+
+
+def _where(ref: TableRef) -> str:
+    return f"{ref.role} ({ref.location})"
+
+
+def _require_table(spark: SparkSession, ref: TableRef) -> None:
+    try:
+        if table_exists(spark, ref):
+            return
+    except AnalysisException as err:
+        raise InputError(f"{_where(ref)} cannot be read: {str(err).splitlines()[0]}") from err
+    near = difflib.get_close_matches(ref.location.split("/")[-1].split(".")[-1], _neighbours(spark, ref), n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(
+        f"{ref.role}: there is no Delta table at {ref.location}{hint} (set tables.{ref.role}.location in conf/<env>/tables.yaml)"
+    )
+
+
+def _neighbours(spark: SparkSession, ref: TableRef) -> list[str]:
+    if ref.is_local_folder:
+        parent = Path(ref.location).parent
+        return [p.name for p in parent.glob("*") if (p / "_delta_log").is_dir()] if parent.is_dir() else []
+    if ref.is_path or not spark.catalog.databaseExists(ref.location.rpartition(".")[0] or "default"):
+        return []
+    return [table.name for table in spark.catalog.listTables(ref.location.rpartition(".")[0] or "default")]

@@ -1,0 +1,1 @@
+"""DataFrame -> DataFrame, pure: histories, candidates, features, requests, shards. Driver only."""

@@ -1,0 +1,1 @@
+"""Ranking and calibration metrics, computed in Spark. Driver only."""

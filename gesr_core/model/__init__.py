@@ -1,0 +1,1 @@
+"""The nn.Modules: encode_user, encode_items, score. Knows torch alone."""

@@ -1,0 +1,92 @@
+"""What passes between collate, the models and the scorer. Tensors only; knows torch alone.
+
+Legend: R items, B requests, T history positions, N candidates, C categorical features, F numeric features,
+M match fields (the item fields that hard matching compares), D model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """Encoded features of R items.
+
+    `index_R` and `categorical_RC` are vocabulary indices, 0 = unknown or missing; `numeric_RF` is normalised, missing
+    values stand at 0. `match_RM` are ids that are equal exactly when the raw values are; they are comparable within one
+    item table only, and 0 (missing) never matches.
+    """
+
+    index_R: Tensor
+    categorical_RC: Tensor
+    numeric_RF: Tensor
+    match_RM: Tensor
+
+    def take(self, rows: Tensor) -> ItemFeatures:
+        """Select items by row, in the shape of `rows` (all rows valid)."""
+        return ItemFeatures(self.index_R[rows], self.categorical_RC[rows], self.numeric_RF[rows], self.match_RM[rows])
+
+
+@dataclass(frozen=True)
+class ItemState:
+    """What `encode_items` keeps of R items: computed once per item, shipped with the checkpoint.
+
+    `vector_RD` is the item tower's output, `token_RD` the item's input token (of a history event and of a candidate),
+    `match_RM` the match ids of `ItemFeatures`.
+    """
+
+    vector_RD: Tensor
+    token_RD: Tensor
+    match_RM: Tensor
+
+    def take(self, rows: Tensor) -> ItemState:
+        """Select items by row; row -1 (padding, or an item that is not in the table) gives zeros, which never match."""
+        valid = (rows >= 0).unsqueeze(-1)
+        safe = rows.clamp_min(0)
+        zero = torch.zeros((), dtype=self.match_RM.dtype, device=rows.device)
+        return ItemState(
+            self.vector_RD[safe] * valid, self.token_RD[safe] * valid, torch.where(valid, self.match_RM[safe], zero)
+        )
+
+
+@dataclass(frozen=True)
+class UserFeatures:
+    """Encoded features of B users, as `ItemFeatures` has them."""
+
+    categorical_BC: Tensor
+    numeric_BF: Tensor
+
+
+@dataclass(frozen=True)
+class History:
+    """B padded histories, oldest to newest from position 0; positions from `length_B` on are padding.
+
+    `row_BT` is the event's item as a row of the item table (-1: padding, or an item that is not in it), `age_s_BT` the
+    seconds from the event to the request time (0 at padding), `action_BT` a vocabulary index (0 = unknown or
+    padding), `value_BT` the event's value (0 when missing).
+    """
+
+    row_BT: Tensor
+    age_s_BT: Tensor
+    action_BT: Tensor
+    value_BT: Tensor
+    length_B: Tensor
+
+    @property
+    def valid_BT(self) -> Tensor:
+        """True at events, False at padding."""
+        return torch.arange(self.row_BT.shape[1], device=self.row_BT.device) < self.length_B.unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """A padded batch of B requests; `candidate_row_BN` is -1 from `count_B` on."""
+
+    user: UserFeatures
+    history: History
+    candidate_row_BN: Tensor
+    count_B: Tensor

@@ -1,0 +1,1 @@
+"""Spark out: tables, ledger, staging, gate, publish, quarantine. Driver only."""

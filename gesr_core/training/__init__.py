@@ -1,0 +1,1 @@
+"""Readers, training loop, checkpoint. Driver or a training worker."""
