@@ -36,6 +36,17 @@ def table_version(spark: SparkSession, ref: TableRef) -> int:
     return int(row["version"])
 
 
+def table_properties(spark: SparkSession, ref: TableRef) -> dict[str, str]:
+    """Return the table's properties.
+
+    Raises:
+        InputError: there is no such table.
+    """
+    _require_table(spark, ref)
+    row = spark.sql(f"DESCRIBE DETAIL {ref.sql_name}").select("properties").first()
+    return dict(row["properties"]) if row is not None else {}
+
+
 def read_table(spark: SparkSession, ref: TableRef, *, version: int | None = None) -> DataFrame:
     """Return the table under its contract's column names, at a pinned version when given.
 

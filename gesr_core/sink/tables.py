@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from delta.tables import DeltaTable
 from filelock import FileLock, Timeout
-from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
+from pyspark.sql import DataFrame, DataFrameWriter, SparkSession, functions as F
 
 from gesr_core.config import TableRef
 from gesr_core.errors import GesrError
@@ -43,6 +45,22 @@ def commit_lock(ref: TableRef, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator
         lock.release()
 
 
+@contextmanager
+def full_disk_explained(ref: TableRef) -> Iterator[None]:
+    """Turn a write that died for want of space into one line; nothing was committed then.
+
+    Raises:
+        GesrError: the device is full.
+    """
+    try:
+        yield
+    except Exception as err:
+        # Spark wraps the JVM's IOException several times over: its text is what all the wrappings have in common.
+        if os.strerror(errno.ENOSPC) not in str(err):
+            raise
+        raise GesrError(f"no space left on the device while writing {ref.role} to {ref.location}: nothing was committed") from err
+
+
 def create_table(
     spark: SparkSession, ref: TableRef, columns: Mapping[str, str], *, properties: Mapping[str, str] | None = None
 ) -> None:
@@ -58,6 +76,21 @@ def create_table(
         builder = builder.property(key, value)
     with commit_lock(ref):
         builder.execute()
+
+
+def create_or_replace(df: DataFrame, ref: TableRef, *, properties: Mapping[str, str]) -> None:
+    """Make the table hold exactly `df`, with `properties`, in one commit; partitioned as its role says.
+
+    Files without a Delta log, such as a failed write leaves, do not stand in the way (they would for `create`).
+    """
+    writer = df.writeTo(ref.sql_name).using("delta")
+    partitioned_by = PARTITIONED_BY.get(_role(ref), ())
+    if partitioned_by:
+        writer = writer.partitionedBy(*(F.col(name) for name in partitioned_by))
+    for key, value in properties.items():
+        writer = writer.tableProperty(key, value)
+    with commit_lock(ref):
+        writer.createOrReplace()
 
 
 def append(df: DataFrame, ref: TableRef, *, metadata: str | None = None) -> None:
