@@ -90,3 +90,10 @@ class Requests:
     history: History
     candidate_row_BN: Tensor
     count_B: Tensor
+
+    def to(self, device: torch.device) -> Requests:
+        """Return the batch on `device`."""
+        user = UserFeatures(self.user.categorical_BC.to(device), self.user.numeric_BF.to(device))
+        h = self.history
+        history = History(*(t.to(device) for t in (h.row_BT, h.age_s_BT, h.action_BT, h.value_BT, h.length_B)))
+        return Requests(user, history, self.candidate_row_BN.to(device), self.count_B.to(device))
