@@ -1,0 +1,61 @@
+# Each target does all that it needs on a machine with git, make and a Python from 3.10 on. How: bootstrap/env.py.
+
+# the day that the demo scores
+DS ?= 2001-02-21
+# main, or petastorm: the set of versions (constraints/)
+STACK ?= main
+
+# main goes into the environment that is active, else into .venv; petastorm always has its own
+MAIN_ENV := $(if $(filter-out %/.venv-petastorm,$(VIRTUAL_ENV)),$(VIRTUAL_ENV),$(CURDIR)/.venv)
+PETASTORM_ENV := $(CURDIR)/.venv-petastorm
+ENV := $(if $(filter petastorm,$(STACK)),$(PETASTORM_ENV),$(MAIN_ENV))
+
+SETUP = ENV="$(ENV)" sh bootstrap/python.sh -m bootstrap.env --stack $(STACK) --env "$(ENV)"
+# as in the activated environment; another Spark that the shell names must not get in
+IN_ENV = env -u SPARK_HOME -u SPARK_CONF_DIR VIRTUAL_ENV="$(ENV)" PATH="$(ENV)/bin:$$PATH"
+TIMED = $(IN_ENV) sh bootstrap/timed.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-main test-petastorm lint clean
+
+help:
+	@echo 'Scores every retrieved candidate of a day with an early-stage ranking model and publishes the best K per user.'
+	@echo
+	@echo '  make demo    from nothing to scored users: sample data, training, one scored day, metrics (DS=$(DS))'
+	@echo '  make test    the checks and all tests, then the shorter pass in the petastorm set of versions'
+	@echo '               (STACK=petastorm: that pass alone)'
+	@echo '  make lint    the checks alone: ruff, mypy, import contracts'
+	@echo '  make env     the environment alone; then: source .venv/bin/activate   (STACK=petastorm: .venv-petastorm)'
+	@echo '  make clean   takes away the environments and all that set-up and local runs wrote'
+	@echo
+	@echo 'Needs git, make and a Python from 3.10 on; brings the rest. An active virtual environment, and a torch in it, are used'
+	@echo 'as they are. For a CPU-only torch set PIP_EXTRA_INDEX_URL or UV_INDEX to an index that has it. PYTHON=... names a Python.'
+
+env:
+	@$(SETUP)
+
+demo: env
+	@$(IN_ENV) sh bootstrap/demo.sh $(DS)
+
+ifeq ($(STACK),petastorm)
+test: test-petastorm
+else
+# one after the other, also under make -j
+test: test-main
+	@$(MAKE) --no-print-directory test-petastorm STACK=petastorm
+endif
+
+test-main: lint
+	@$(TIMED) 'tests' python -m pytest
+
+test-petastorm: env
+	@$(TIMED) 'tests, petastorm set' python -m pytest -m petastorm
+
+lint: env
+	@$(TIMED) 'ruff check' ruff check
+	@$(TIMED) 'ruff format' ruff format --check
+	@$(TIMED) 'mypy' mypy
+	@$(TIMED) 'import contracts' lint-imports --config setup.cfg
+
+clean:
+	rm -rf .venv .venv-petastorm var build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
