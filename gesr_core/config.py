@@ -201,6 +201,8 @@ class CandidatesConfig(Section):
     max_candidates: Annotated[int, Field(gt=0)]
     # Users with an event in this many days before the request time get candidates.
     active_days: Annotated[int, Field(gt=0)]
+    # A past item's score is its number of events / (1 + days since the last one / own_decay_days).
+    own_decay_days: Annotated[float, Field(gt=0)]
     own_items: Annotated[int, Field(ge=0)]
     popular_items: Annotated[int, Field(ge=0)]
     popular_days: Annotated[int, Field(gt=0)]
@@ -210,12 +212,15 @@ class CandidatesConfig(Section):
     als_regularization: Annotated[float, Field(ge=0)]
     als_alpha: Annotated[float, Field(gt=0)]
     als_min_item_events: Annotated[int, Field(ge=1)]
+    als_blocks: Annotated[int, Field(ge=1)]
     seed: int
 
 
 class ImpressionsConfig(Section):
     """Labelled candidates of past dates, for training."""
 
+    # Share of a date's users that is kept, by a seeded hash.
+    user_rate: Annotated[float, Field(gt=0, le=1)]
     # That many past dates, `step_days` apart; the last label window closes at the request time of --ds.
     dates: Annotated[int, Field(ge=2)]
     step_days: Annotated[int, Field(gt=0)]
@@ -233,6 +238,8 @@ class TwoTowerConfig(Section):
     width: Annotated[int, Field(gt=0)]
     id_width: Annotated[int, Field(gt=0)]
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Log-spaced buckets of an event's age.
+    time_buckets: Annotated[int, Field(ge=3)]
 
 
 class GesrConfig(Section):
@@ -244,7 +251,7 @@ class GesrConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     attention_layers: Annotated[int, Field(ge=0)]
     attention_heads: Annotated[int, Field(gt=0)]
-    time_buckets: Annotated[int, Field(gt=1)]
+    time_buckets: Annotated[int, Field(ge=3)]
     match_cap: Annotated[int, Field(gt=0)]
     match_width: Annotated[int, Field(gt=0)]
     gate_width: Annotated[int, Field(gt=0)]

@@ -1,0 +1,135 @@
+"""GESR: the two towers, and beside them hard matching and target attention, fused by gating (gesr.md 1.2).
+
+Legend: R items, B requests, T history positions, N candidates, P field pairs, M match fields, D model width, A layers,
+H heads, K width per head, S tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gesr_core.model.gating import Gating
+from gesr_core.model.hard_matching import HardMatching
+from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
+from gesr_core.model.target_attention import AttentionCache, TargetAttention
+from gesr_core.model.towers import EventTokens, ItemTower, TaskDot, UserTower
+from gesr_core.ops.matching import match_counts, sort_matches
+
+
+@dataclass(frozen=True)
+class GesrUserState:
+    """Once per request: the user vector and its task vectors, sorted match ids, keys and values of the history.
+
+    Without hard matching P is 0; without target attention `attention` is None.
+    """
+
+    user_BD: Tensor
+    user_BSD: Tensor
+    sorted_BPT: Tensor
+    attention: AttentionCache | None
+
+
+class Gesr(nn.Module):
+    """A pair costs its match counts, one row through the attention layers against the cache, and the gates."""
+
+    def __init__(
+        self,
+        *,
+        item_ids: int,
+        item_categories: Sequence[int],
+        item_numerics: int,
+        user_categories: Sequence[int],
+        user_numerics: int,
+        actions: int,
+        match_pairs: Sequence[tuple[int, int]],
+        max_history: int,
+        task_logits: Sequence[float],
+        width: int,
+        id_width: int,
+        dropout: float,
+        attention_layers: int,
+        attention_heads: int,
+        time_buckets: int,
+        match_cap: int,
+        match_width: int,
+        gate_width: int,
+    ) -> None:
+        """`match_pairs` are (history field, candidate field) as indices into the match fields."""
+        super().__init__()
+        self.match_pairs, self.match_cap = list(match_pairs), match_cap
+        self.item_tower = ItemTower(
+            ids=item_ids,
+            categories=item_categories,
+            numerics=item_numerics,
+            width=width,
+            id_width=id_width,
+            dropout=dropout,
+        )
+        self.events = EventTokens(actions=actions, age_buckets=time_buckets, width=width)
+        self.user_tower = UserTower(
+            categories=user_categories,
+            numerics=user_numerics,
+            age_buckets=time_buckets,
+            width=width,
+            category_width=id_width // 4,
+            dropout=dropout,
+        )
+        self.primary = TaskDot(width=width, task_logits=task_logits)
+        matched_width = 2 * match_width if match_pairs else 0
+        self.matching = (
+            HardMatching(pairs=len(match_pairs), cap=match_cap, count_width=match_width, width=matched_width)
+            if match_pairs
+            else None
+        )
+        self.attention = (
+            TargetAttention(
+                layers=attention_layers,
+                width=width,
+                heads=attention_heads,
+                max_history=max_history,
+                time_buckets=time_buckets,
+                dropout=dropout,
+            )
+            if attention_layers
+            else None
+        )
+        part_widths = [part for part in (matched_width, width if attention_layers else 0) if part]
+        widths = [*part_widths, 3 * width + sum(part_widths)]
+        self.gating = Gating(widths=widths, gate_width=gate_width, tasks=len(task_logits), dropout=dropout)
+
+    def encode_items(self, items: ItemFeatures) -> ItemState:
+        """Return the state of R items."""
+        vector_RD, token_RD = self.item_tower(items)
+        return ItemState(vector_RD, token_RD, items.match_RM)
+
+    def encode_user(self, history: History, history_items: ItemState, user: UserFeatures) -> GesrUserState:
+        """Return the state of B requests; `history_items` is gathered by `history.row_BT`."""
+        event_BTD = self.events(history, history_items.token_RD)
+        user_BD = self.user_tower(user, history, event_BTD)
+        fields_P = [history_field for history_field, _ in self.match_pairs]
+        sorted_BPT = sort_matches(history_items.match_RM[..., fields_P])
+        cache = self.attention.prefill(history, event_BTD) if self.attention else None
+        return GesrUserState(user_BD, self.primary.user(user_BD), sorted_BPT, cache)
+
+    def score(self, state: GesrUserState, items: ItemState) -> Tensor:
+        """Return logits_BNS of candidates whose states are gathered as [B, N, ...]."""
+        vector_BND = items.vector_RD
+        user_BND = state.user_BD.unsqueeze(1).expand_as(vector_BND)
+        parts = self._parts(state, items)
+        everything = torch.cat([user_BND, vector_BND, user_BND * vector_BND, *parts], dim=-1)
+        return self.gating(self.primary(state.user_BSD, vector_BND), [*parts, everything])
+
+    def _parts(self, state: GesrUserState, items: ItemState) -> list[Tensor]:
+        """What each attention module that is switched on says of the pairs, [B, N, its width]."""
+        parts = []
+        if self.matching is not None:
+            fields_P = [candidate_field for _, candidate_field in self.match_pairs]
+            counts_BNP = match_counts(state.sorted_BPT, items.match_RM[..., fields_P], cap=self.match_cap)
+            parts.append(self.matching(counts_BNP))
+        if self.attention is not None and state.attention is not None:
+            parts.append(self.attention.extend(state.attention, items.token_RD))
+        return parts

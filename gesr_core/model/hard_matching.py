@@ -1,0 +1,31 @@
+"""Hard matching attention: capped counts of equal field values, embedded and mixed (gesr.md 1.4).
+
+Legend: B requests, N candidates, P field pairs, K width of one embedded count.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gesr_core.model.towers import embedding
+
+
+class HardMatching(nn.Module):
+    """T_match = MLP(concat of E(c_p + o_p)) over the pairs p: the paper's formula.
+
+    The stride of the shared table is ours: cap + 1, because a count takes the values 0..cap; with the published stride,
+    cap, the highest count of one pair would share its row with a count of 0 of the next.
+    """
+
+    offset_P: Tensor
+
+    def __init__(self, *, pairs: int, cap: int, count_width: int, width: int) -> None:
+        super().__init__()
+        self.table = embedding(pairs * (cap + 1), count_width)
+        self.mix = nn.Sequential(nn.Linear(pairs * count_width, width), nn.SiLU(), nn.Linear(width, width))
+        self.register_buffer("offset_P", torch.arange(pairs) * (cap + 1), persistent=False)
+
+    def forward(self, counts_BNP: Tensor) -> Tensor:
+        """Return matched [B, N, width] of counts 0..cap."""
+        return self.mix(self.table(counts_BNP + self.offset_P).flatten(-2))

@@ -1,0 +1,156 @@
+"""The two towers: items, a history's events and users to vectors, and their dot product per task.
+
+Papers name the towers but not their layers: everything here but the dot product is ours.
+
+Legend: R items (of any leading shape), B requests, T history positions, N candidates, C categorical features, F numeric
+features, D model width, E concatenated inputs, S tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gesr_core.model.inputs import History, ItemFeatures, UserFeatures
+from gesr_core.ops.ages import bucket_ages, log_edges_s
+
+# Small, as usual: a default of 1.0 makes an item that is seldom seen as loud as one that is well known.
+EMBEDDING_STD = 0.05
+
+
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """Return a table with small random rows."""
+    table = nn.Embedding(rows, width)
+    nn.init.normal_(table.weight, std=EMBEDDING_STD)
+    return table
+
+
+def mlp(width_in: int, width_hidden: int, width_out: int, *, dropout: float) -> nn.Sequential:
+    """Return Linear, SiLU, dropout, Linear."""
+    return nn.Sequential(
+        nn.Linear(width_in, width_hidden), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width_hidden, width_out)
+    )
+
+
+class Categories(nn.Module):
+    """Categorical features side by side, one table each."""
+
+    def __init__(self, *, sizes: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(embedding(size, width) for size in sizes)
+        self.width_out = width * len(sizes)
+
+    def forward(self, categorical_RC: Tensor) -> Tensor:
+        """Return the embeddings [..., C * width] of vocabulary indices [..., C]."""
+        embedded = [table(categorical_RC[..., i]) for i, table in enumerate(self.tables)]
+        # The zero-width tensor keeps the leading shape when no category is declared.
+        return torch.cat([categorical_RC.new_zeros(*categorical_RC.shape[:-1], 0, dtype=torch.float32), *embedded], -1)
+
+
+class ItemTower(nn.Module):
+    """An item's features to its vector, and to the token that stands for it in a history and as a candidate."""
+
+    def __init__(
+        self, *, ids: int, categories: Sequence[int], numerics: int, width: int, id_width: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.ids = embedding(ids, id_width)
+        self.categories = Categories(sizes=categories, width=id_width // 2)
+        width_in = id_width + self.categories.width_out + numerics
+        self.vector = mlp(width_in, 2 * width, width, dropout=dropout)
+        self.token = nn.Linear(width_in, width)
+
+    def forward(self, items: ItemFeatures) -> tuple[Tensor, Tensor]:
+        """Return vector_RD and token_RD."""
+        input_RE = torch.cat([self.ids(items.index_R), self.categories(items.categorical_RC), items.numeric_RF], dim=-1)
+        return self.vector(input_RE), self.token(input_RE)
+
+
+class EventTokens(nn.Module):
+    """An event's token: the item's, plus the action's, the value's and the age's."""
+
+    edges_s: Tensor
+
+    def __init__(self, *, actions: int, age_buckets: int, width: int) -> None:
+        super().__init__()
+        self.actions = embedding(actions, width)
+        self.ages = embedding(age_buckets, width)
+        self.value = nn.Linear(1, width, bias=False)
+        self.register_buffer("edges_s", torch.tensor(log_edges_s(age_buckets)), persistent=False)
+
+    def forward(self, history: History, token_BTD: Tensor) -> Tensor:
+        """Return event_BTD; what stands at padding has no meaning."""
+        value_BT = history.value_BT.sign() * history.value_BT.abs().log1p()
+        age_BTD = self.ages(bucket_ages(history.age_s_BT, self.edges_s))
+        return token_BTD + self.actions(history.action_BT) + age_BTD + self.value(value_BT.unsqueeze(-1))
+
+
+class HistoryPooling(nn.Module):
+    """A history to its plain mean and to a mean weighted by age, with one learned weight per age bucket."""
+
+    edges_s: Tensor
+
+    def __init__(self, *, age_buckets: int) -> None:
+        super().__init__()
+        # Falls with age from the start: exp(0) for the newest bucket, exp(-2) for the oldest.
+        self.log_weight = nn.Parameter(torch.linspace(0, -2, age_buckets))
+        self.register_buffer("edges_s", torch.tensor(log_edges_s(age_buckets)), persistent=False)
+
+    def forward(self, history: History, event_BTD: Tensor) -> Tensor:
+        """Return pooled [B, 2 * D + 1]: both means and the log of the number of events; zeros for an empty history."""
+        valid_BT = history.valid_BT.to(event_BTD.dtype)
+        recent_BT = self.log_weight[bucket_ages(history.age_s_BT, self.edges_s)].exp() * valid_BT
+        means = [_weighted_mean(event_BTD, weight_BT) for weight_BT in (valid_BT, recent_BT)]
+        return torch.cat([*means, history.length_B.to(event_BTD.dtype).log1p().unsqueeze(-1)], dim=-1)
+
+
+class UserTower(nn.Module):
+    """A user's features and pooled history to the user vector."""
+
+    def __init__(
+        self,
+        *,
+        categories: Sequence[int],
+        numerics: int,
+        age_buckets: int,
+        width: int,
+        category_width: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.categories = Categories(sizes=categories, width=category_width)
+        self.pooling = HistoryPooling(age_buckets=age_buckets)
+        width_in = self.categories.width_out + numerics + 2 * width + 1
+        self.vector = mlp(width_in, 2 * width, width, dropout=dropout)
+
+    def forward(self, user: UserFeatures, history: History, event_BTD: Tensor) -> Tensor:
+        """Return user_BD."""
+        pooled_BE = self.pooling(history, event_BTD)
+        return self.vector(torch.cat([self.categories(user.categorical_BC), user.numeric_BF, pooled_BE], dim=-1))
+
+
+class TaskDot(nn.Module):
+    """The primary logit: per task, a projection of the user vector times the item vector, and a bias."""
+
+    def __init__(self, *, width: int, task_logits: Sequence[float]) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, width * len(task_logits))
+        # The base rate from the start: a learning rate of 1e-3 would need thousands of steps to reach a logit of -5.
+        self.bias_S = nn.Parameter(torch.tensor(list(task_logits), dtype=torch.float32))
+
+    def user(self, user_BD: Tensor) -> Tensor:
+        """Return the task vectors user_BSD, once per request."""
+        projected = self.project(user_BD) * user_BD.shape[-1] ** -0.5
+        return projected.unflatten(-1, (len(self.bias_S), user_BD.shape[-1]))
+
+    def forward(self, user_BSD: Tensor, item_BND: Tensor) -> Tensor:
+        """Return logits_BNS."""
+        return item_BND @ user_BSD.transpose(1, 2) + self.bias_S
+
+
+def _weighted_mean(event_BTD: Tensor, weight_BT: Tensor) -> Tensor:
+    # The sum of weights is the divisor: the mean of the same events is the same under any padding.
+    total_B1 = weight_BT.sum(1, keepdim=True).clamp_min(1e-6)
+    return (weight_BT.unsqueeze(1) @ event_BTD).squeeze(1) / total_B1
