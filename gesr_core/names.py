@@ -30,6 +30,7 @@ class Col:
     ITEM_ID: Final = "item_id"
     SHARD: Final = "shard"
     RUN_ID: Final = "run_id"
+    WORK_ID: Final = "work_id"
     ATTEMPT_ID: Final = "attempt_id"
     # events
     EVENT_TS: Final = "event_ts"

@@ -107,7 +107,7 @@ def written_columns(
         Role.HISTORIES: history,
         Role.HISTORIES_AT: {Col.AS_OF: "string", **history},
         Role.STAGING: {
-            Col.RUN_ID: "string",
+            Col.WORK_ID: "string",
             Col.ATTEMPT_ID: "string",
             Col.SHARD: "int",
             **scored,
@@ -151,7 +151,7 @@ def written_columns(
 
 # One append-only table for runs and shards; `kind` says which a row is.
 LEDGER_COLUMNS: Final = {
-    "kind": "string",  # run_opened, shard_accepted, gate_passed, gate_refused, run_published, run_lost, as_of
+    "kind": "string",  # run_opened, shard_accepted, gate_passed, gate_refused, run_published, as_of
     "job": "string",
     Col.DS: "string",
     "target": "string",
@@ -171,7 +171,7 @@ PARTITIONED_BY: Final[dict[Role, tuple[str, ...]]] = {
     Role.CANDIDATES: (Col.DS,),
     Role.IMPRESSIONS: (Col.DS,),
     Role.HISTORIES_AT: (Col.AS_OF,),
-    Role.STAGING: (Col.RUN_ID,),
+    Role.STAGING: (Col.WORK_ID,),
     Role.SCORES: (Col.DS,),
     Role.QUARANTINE: (Col.DS,),
     Role.METRICS: (Col.DS,),

@@ -38,7 +38,9 @@ def commit_lock(ref: TableRef, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator
     try:
         lock.acquire()
     except Timeout as err:
-        raise GesrError(f"{lock.lock_file} was held by another process for {timeout_s:g} s; is one of its runs stopped?") from err
+        raise GesrError(
+            f"{lock.lock_file} was held by another process for {timeout_s:g} s: is a run stopped in mid-commit?"
+        ) from err
     try:
         yield
     finally:
@@ -93,14 +95,21 @@ def create_or_replace(df: DataFrame, ref: TableRef, *, properties: Mapping[str, 
         writer.createOrReplace()
 
 
-def append(df: DataFrame, ref: TableRef, *, metadata: str | None = None) -> None:
-    """Append rows in one commit; `metadata` becomes the commit's user metadata."""
-    writer = df.write.format("delta").mode("append")
-    _commit(writer if metadata is None else writer.option("userMetadata", metadata), ref)
+def append(
+    df: DataFrame, ref: TableRef, *, metadata: str | None = None, txn: tuple[str, int] | None = None
+) -> None:
+    """Append rows in one commit; `metadata` becomes the commit's user metadata, `txn` is as in `replace_where`."""
+    _commit(_with_options(df.write.format("delta").mode("append"), metadata, txn), ref)
 
 
 def replace_where(
-    df: DataFrame, ref: TableRef, *, column: str, value: str, metadata: str | None = None, txn: tuple[str, int] | None = None
+    df: DataFrame,
+    ref: TableRef,
+    *,
+    column: str,
+    value: str,
+    metadata: str | None = None,
+    txn: tuple[str, int] | None = None,
 ) -> None:
     """Replace the partition `column` = `value` in one commit.
 
@@ -109,17 +118,18 @@ def replace_where(
     """
     quoted = value.replace("\\", "\\\\").replace("'", "\\'")
     writer = df.write.format("delta").mode("overwrite").option("replaceWhere", f"{column} = '{quoted}'")
-    if metadata is not None:
-        writer = writer.option("userMetadata", metadata)
-    if txn is not None:
-        writer = writer.option("txnAppId", txn[0]).option("txnVersion", txn[1])
-    _commit(writer, ref)
+    _commit(_with_options(writer, metadata, txn), ref)
 
 
 def overwrite(df: DataFrame, ref: TableRef, *, metadata: str | None = None) -> None:
     """Replace the whole table in one commit; its schema stays."""
-    writer = df.write.format("delta").mode("overwrite")
-    _commit(writer if metadata is None else writer.option("userMetadata", metadata), ref)
+    _commit(_with_options(df.write.format("delta").mode("overwrite"), metadata, None), ref)
+
+
+def _with_options(writer: DataFrameWriter, metadata: str | None, txn: tuple[str, int] | None) -> DataFrameWriter:
+    if metadata is not None:
+        writer = writer.option("userMetadata", metadata)
+    return writer if txn is None else writer.option("txnAppId", txn[0]).option("txnVersion", txn[1])
 
 
 def _commit(writer: DataFrameWriter, ref: TableRef) -> None:
