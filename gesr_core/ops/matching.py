@@ -27,7 +27,7 @@ def sort_matches(history_BTP: Tensor) -> Tensor:
 
 
 def match_counts(sorted_BPT: Tensor, candidate_BNP: Tensor, *, cap: int) -> Tensor:
-    """Return counts_BNP as `match_counts_plain` does, by two binary searches per candidate: O(log T), nothing of size N x T."""
+    """Return counts_BNP as `match_counts_plain` does, by two binary searches per candidate: nothing of size N x T."""
     candidate_BPN = candidate_BNP.transpose(1, 2).contiguous()
     first_BPN = torch.searchsorted(sorted_BPT, candidate_BPN)
     past_BPN = torch.searchsorted(sorted_BPT, candidate_BPN, right=True)

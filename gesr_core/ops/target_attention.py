@@ -1,8 +1,8 @@
-"""HSTU-style attention of candidates (targets) to a history: a plain form over the concatenated sequence, and a cached form.
+"""HSTU-style attention of candidates (targets) to a history: a plain form over the whole sequence, and a cached form.
 
-softmax-free: SiLU(q.k / sqrt(K) + bias) / normaliser, as the public HSTU code has it; the mask is the public one (gesr.md
-1b.3): the history is causal, a target sees the whole history and itself, never another target. The normaliser is a constant
-(ours: the configured maximum history), since a divisor of the present length would let scores move with the batch.
+No softmax: SiLU(q.k / sqrt(K) + bias) / normaliser, as the public HSTU code has it. The mask is the public one (gesr.md
+1b.3): the history is causal, a target sees the whole history and itself, never another target. The normaliser is a
+constant (ours: the configured maximum history): a divisor of the present length would let scores move with the batch.
 
 Legend: B requests, T history positions, N targets, L = T + N, H heads, K width per head.
 """
@@ -54,8 +54,8 @@ def attend_cached(
 ) -> Tensor:
     """Return attended_BHNK of each target to the cached history and to itself: exactly the target rows of `attend`.
 
-    `history_v_BHTK` must be zero at padding: whatever weight a padded position gets is then lost. One bias serves all the
-    targets of a request, because they share the request time and the position after the last event.
+    `history_v_BHTK` must be zero at padding: whatever weight a padded position gets is then lost. One bias serves all
+    the targets of a request, because they share the request time and the position after the last event.
     """
     seen_BHNK = _weights(q_BHNK, history_k_BHTK, bias_BHT.unsqueeze(2)) @ history_v_BHTK
     own_BHN = (q_BHNK * k_BHNK).sum(-1) * q_BHNK.shape[-1] ** -0.5 + own_bias_H.unsqueeze(-1)

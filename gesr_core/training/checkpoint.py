@@ -1,0 +1,202 @@
+"""Checkpoints: a folder of safetensors and JSON whose name is the hash of what it holds. No JVM, no pickle.
+
+`<checkpoints>/<model name>/<id>/` holds `manifest.json`, `features.json` and `model.safetensors`, and may hold files
+that are not part of it (`log.jsonl`: seconds and the like). The manifest names the other two with their SHA-256; the id
+is the beginning of the manifest's own. So the same data, configuration, seed and libraries give the same id, and a
+changed file has nowhere to hide. `<checkpoints>/<model name>/latest` holds the id of the newest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gesr_core.config import GesrConfig, ModelConfig, TwoTowerConfig
+from gesr_core.errors import InputError
+from gesr_core.model.build import build_model
+from gesr_core.training.features import FeatureSpace
+
+FORMAT_VERSION = 1
+MANIFEST, FEATURES, WEIGHTS, LATEST = "manifest.json", "features.json", "model.safetensors", "latest"
+_ID_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files were found to be what its manifest says."""
+
+    path: Path
+    checkpoint_id: str
+    model_name: str
+    manifest: Mapping[str, Any]
+    features: FeatureSpace
+
+    @property
+    def model_config(self) -> TwoTowerConfig | GesrConfig:
+        """The model section that it was trained with."""
+        return TypeAdapter(ModelConfig).validate_python(self.manifest["model"])
+
+    def build(self) -> nn.Module:
+        """Return the trained model in evaluation mode, on the CPU."""
+        model = build_model(self.model_config, self.features.sizes)
+        model.load_state_dict(load_file(self.path / WEIGHTS))
+        return model.eval()
+
+
+def save_checkpoint(
+    root: Path,
+    *,
+    model_name: str,
+    model_config: TwoTowerConfig | GesrConfig,
+    weights: Mapping[str, Tensor],
+    features: FeatureSpace,
+    facts: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Write a checkpoint and make it the newest of its model; return its folder.
+
+    Args:
+        root: the checkpoints folder.
+        model_name: the model's name in `conf/models.yaml`.
+        model_config: its section.
+        weights: the model's state.
+        features: the fitted feature space.
+        facts: what else the manifest shall say (configuration, data, metrics, library versions); no times in it.
+        log: lines for `log.jsonl`, which is not part of the hashed content.
+    """
+    parent = root / model_name
+    parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".writing-", dir=parent))
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, draft / WEIGHTS)
+        _write(draft / FEATURES, json_bytes(features.to_json()))
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "model_name": model_name,
+            "model": model_config.model_dump(mode="json"),
+            **facts,
+            "files": {name: sha256_of(draft / name) for name in (FEATURES, WEIGHTS)},
+        }
+        _write(draft / MANIFEST, json_bytes(manifest))
+        _write(draft / "log.jsonl", b"".join(json_bytes(line, indent=None) for line in log))
+        path = parent / sha256_of(draft / MANIFEST)[:_ID_DIGITS]
+        _move_into_place(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    _replace(parent / LATEST, f"{path.name}\n".encode())
+    return path
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint folder and check every file of it.
+
+    Raises:
+        InputError: there is no such checkpoint, or a file is missing, altered, truncated or another checkpoint's.
+    """
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise InputError(f"{path} is no checkpoint: it has no {MANIFEST}{_others(path)}; run jobs/train.py")
+    checkpoint_id = sha256_of(manifest_path)[:_ID_DIGITS]
+    if checkpoint_id != path.resolve().name:
+        raise InputError(
+            f"{manifest_path} was altered, or its folder renamed: its content's id is {checkpoint_id}; "
+            "restore the folder or run jobs/train.py"
+        )
+    manifest = json.loads(manifest_path.read_bytes())
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format {manifest['format_version']}, this code reads {FORMAT_VERSION}: train again"
+        )
+    check_files(path, manifest["files"], remedy="restore the folder or run jobs/train.py")
+    features = FeatureSpace.from_json(json.loads((path / FEATURES).read_bytes()))
+    return Checkpoint(path, checkpoint_id, manifest["model_name"], manifest, features)
+
+
+def resolve_checkpoint(root: Path, reference: str) -> Path:
+    """Turn a model's name (its newest), `<model name>/<id>` or a folder into a checkpoint's folder.
+
+    Raises:
+        InputError: there is none; names what there is.
+    """
+    for path in (root / reference, Path(reference)):
+        if (path / MANIFEST).is_file():
+            return path
+        alias = path / LATEST
+        if alias.is_file() and (newest := path / alias.read_text().strip()).is_dir():
+            return newest
+    raise InputError(
+        f"there is no checkpoint {reference!r} in {root}{_others(root / reference)}; run jobs/train.py "
+        f"--model {reference.split('/')[0]}"
+    )
+
+
+def check_files(folder: Path, hashes: Mapping[str, str], *, remedy: str) -> None:
+    """Compare files with their recorded SHA-256.
+
+    Raises:
+        InputError: names the first file that is missing or differs.
+    """
+    for name, expected in sorted(hashes.items()):
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing; {remedy}")
+        found = sha256_of(path)
+        if found != expected:
+            raise InputError(
+                f"{path} was altered, truncated or swapped (sha256 {found[:12]}..., the manifest says {expected[:12]}...); "
+                f"{remedy}"
+            )
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def json_bytes(data: Any, *, indent: int | None = 1) -> bytes:
+    """Return JSON with sorted keys and a newline: the same bytes for the same content."""
+    return (json.dumps(data, sort_keys=True, indent=indent, ensure_ascii=False) + "\n").encode()
+
+
+def _move_into_place(draft: Path, path: Path) -> None:
+    # mkdtemp makes a private folder; executors may run as another user.
+    draft.chmod(0o755)
+    try:
+        draft.rename(path)
+    except OSError:
+        # The same content is there already, from an earlier run or from one that ran beside this one.
+        if not (path / MANIFEST).is_file():
+            raise
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}-{os.getpid()}")
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
+def _others(path: Path) -> str:
+    """The nearest names beside a folder that is not what was looked for."""
+    names = [p.name for p in path.parent.glob("*") if not p.name.startswith(".")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) or sorted(names)[:5]
+    return f" ({path.parent} has {', '.join(near)})" if near else f" ({path.parent} has none)"
