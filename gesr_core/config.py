@@ -159,7 +159,9 @@ class FeaturesConfig(Section):
         for pair in self.hard_match:
             for name in (pair.history, pair.candidate):
                 if name not in fields:
-                    raise ValueError(f"hard_match names {name!r}, which is none of {fields}{_did_you_mean(name, fields)}")
+                    raise ValueError(
+                        f"hard_match names {name!r}, which is none of {fields}{_did_you_mean(name, fields)}"
+                    )
         return self
 
 
@@ -368,9 +370,7 @@ class Config(Section):
         return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
 
 
-def load_config(
-    env: str, *, overrides: Sequence[str] = (), conf_dir: Path = PROJECT_ROOT / "conf"
-) -> Config:
+def load_config(env: str, *, overrides: Sequence[str] = (), conf_dir: Path = PROJECT_ROOT / "conf") -> Config:
     """Read and validate the configuration of `env`.
 
     Args:
@@ -454,7 +454,11 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"missing key {key!r}"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{key}: {message} (got {error['input']!r})" if error["type"] != "value_error" else f"{key or 'conf'}: {message}"
+    return (
+        f"{key}: {message} (got {error['input']!r})"
+        if error["type"] != "value_error"
+        else f"{key or 'conf'}: {message}"
+    )
 
 
 def _known_keys(location: Sequence[Any]) -> list[str]:

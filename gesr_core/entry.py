@@ -28,14 +28,21 @@ def job_parser(prog: str, description: str, *, with_ds: bool = True) -> argparse
         prog=prog, description=description, epilog=_EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if with_ds:
-        parser.add_argument("--ds", required=True, metavar="YYYY-MM-DD", help="partition date; its request time is 00:00 UTC")
-    parser.add_argument("--env", default="local", help="folder of conf/ whose files override conf/base (default: local)")
+        parser.add_argument(
+            "--ds", required=True, metavar="YYYY-MM-DD", help="partition date; its request time is 00:00 UTC"
+        )
+    parser.add_argument(
+        "--env", default="local", help="folder of conf/ whose files override conf/base (default: local)"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="override one setting, e.g. --set scoring.top_k=50; may be repeated; the value is YAML",
     )  # fmt: skip
     parser.add_argument(
-        "--conf-dir", type=Path, default=PROJECT_ROOT / "conf", help="configuration folder (default: the project's conf/)"
+        "--conf-dir",
+        type=Path,
+        default=PROJECT_ROOT / "conf",
+        help="configuration folder (default: the project's conf/)",
     )
     return parser
 

@@ -12,6 +12,13 @@ from typing import Final
 from gesr_core.names import Col, Role, label, logit
 
 ID_TYPES: Final = ("bigint", "string")
+
+# Reasons for which a candidate, or a whole row of `candidates` (the last two), is not scored.
+NULL_ITEM: Final = "null_item_id"
+DUPLICATE: Final = "duplicate_candidate"
+UNKNOWN_ITEM: Final = "unknown_item"
+NULL_USER: Final = "null_user_id"
+NO_CANDIDATES: Final = "no_candidates"
 _FLOATS: Final = ("double", "float")
 _DS: Final = ("string", "date")
 

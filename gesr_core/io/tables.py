@@ -65,7 +65,12 @@ def read_table(spark: SparkSession, ref: TableRef, *, version: int | None = None
 
 
 def read_input(
-    spark: SparkSession, ref: TableRef, *, version: int | None = None, tasks: Sequence[str] = (), features: Sequence[str] = ()
+    spark: SparkSession,
+    ref: TableRef,
+    *,
+    version: int | None = None,
+    tasks: Sequence[str] = (),
+    features: Sequence[str] = (),
 ) -> DataFrame:
     """Return an input table, checked against its contract and the declared features.
 
@@ -126,7 +131,9 @@ def _require_table(spark: SparkSession, ref: TableRef) -> None:
             return
     except AnalysisException as err:
         raise InputError(f"{_where(ref)} cannot be read: {str(err).splitlines()[0]}") from err
-    near = difflib.get_close_matches(ref.location.split("/")[-1].split(".")[-1], _neighbours(spark, ref), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(
+        ref.location.split("/")[-1].split(".")[-1], _neighbours(spark, ref), n=1, cutoff=0.5
+    )
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise InputError(
         f"{ref.role}: there is no Delta table at {ref.location}{hint} (set tables.{ref.role}.location in conf/<env>/tables.yaml)"

@@ -7,19 +7,13 @@ so that pairs add up wherever the row ends.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from pyspark.sql import Column, DataFrame, functions as F
 
 from gesr_core.join.items import as_of
 from gesr_core.join.shards import shard_of
 from gesr_core.names import Col, label, user_feature
-from gesr_core.schema import rejected_type
-
-NULL_USER: Final = "null_user_id"
-NULL_ITEM: Final = "null_item_id"
-DUPLICATE: Final = "duplicate_candidate"
-NO_CANDIDATES: Final = "no_candidates"
+from gesr_core.schema import DUPLICATE, NO_CANDIDATES, NULL_ITEM, NULL_USER, rejected_type
 
 
 def users_at(users: DataFrame, *, ds: str, features: Sequence[str]) -> DataFrame:
@@ -82,7 +76,12 @@ def build_requests(
 
 
 def training_requests(
-    impressions: DataFrame, histories: DataFrame, users: DataFrame, *, tasks: Sequence[str], user_features: Sequence[str]
+    impressions: DataFrame,
+    histories: DataFrame,
+    users: DataFrame,
+    *,
+    tasks: Sequence[str],
+    user_features: Sequence[str],
 ) -> DataFrame:
     """Join impressions, histories and users of one `ds` into labelled request rows.
 

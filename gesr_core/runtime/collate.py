@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gesr_core.model.inputs import History, Requests, UserFeatures
 from gesr_core.names import Col
+from gesr_core.ops.jagged import lengths, pad_rows
 from gesr_core.runtime.item_index import ItemIndex
 
 UserEncoder = Callable[[pa.RecordBatch], UserFeatures]
@@ -43,11 +44,11 @@ class JaggedRequests:
 
     @property
     def history_length_B(self) -> Tensor:
-        return self.history_offsets.diff()
+        return lengths(self.history_offsets)
 
     @property
     def count_B(self) -> Tensor:
-        return self.candidate_offsets.diff()
+        return lengths(self.candidate_offsets)
 
 
 def decode(
@@ -96,38 +97,25 @@ def pad(jagged: JaggedRequests, select: Tensor, *, history_length: int, candidat
     A history longer than `history_length` keeps its newest events; requests must not have more candidates than
     `candidates`.
     """
-    length_B = jagged.history_length_B[select].clamp_max(history_length)
-    start_B = jagged.history_offsets[1:][select] - length_B
-    count_B = jagged.count_B[select]
 
     def padded(values_E: Tensor, fill: int) -> Tensor:
-        return pad_jagged(values_E, start_B, length_B, width=history_length, fill=fill)
+        return pad_rows(values_E, jagged.history_offsets, rows=select, length=history_length, fill=fill, keep="last")
 
     history = History(
         row_BT=padded(jagged.history_row_E, -1),
         age_s_BT=padded(jagged.history_age_s_E, 0),
         action_BT=padded(jagged.history_action_E, 0),
         value_BT=padded(jagged.history_value_E, 0),
-        length_B=length_B,
+        length_B=jagged.history_length_B[select].clamp_max(history_length),
     )
     user = UserFeatures(jagged.user.categorical_BC[select], jagged.user.numeric_BF[select])
-    return Requests(user, history, pad_candidates(jagged, jagged.candidate_row_P, select, candidates, fill=-1), count_B)
+    rows_BN = pad_candidates(jagged, jagged.candidate_row_P, select, candidates, fill=-1)
+    return Requests(user, history, rows_BN, jagged.count_B[select])
 
 
 def pad_candidates(jagged: JaggedRequests, values_P: Tensor, select: Tensor, width: int, *, fill: float) -> Tensor:
     """Pad a per-candidate value (a row, a label) of the requests `select` to [B, width]."""
-    start_B = jagged.candidate_offsets[:-1][select]
-    return pad_jagged(values_P, start_B, jagged.count_B[select], width=width, fill=fill)
-
-
-def pad_jagged(values: Tensor, start_B: Tensor, length_B: Tensor, *, width: int, fill: float) -> Tensor:
-    """Gather `values[start : start + length]` per row into [B, width], `fill` behind the length."""
-    place = torch.arange(width, device=values.device)
-    valid = place < length_B.unsqueeze(-1)
-    if not len(values):
-        return torch.full(valid.shape, fill, dtype=values.dtype, device=values.device)
-    at = torch.where(valid, start_B.unsqueeze(-1) + place, 0)
-    return values[at].masked_fill(~valid, fill)
+    return pad_rows(values_P, jagged.candidate_offsets, rows=select, length=width, fill=fill)
 
 
 def list_column(batch: pa.RecordBatch, name: str) -> tuple[Tensor, pa.Array]:

@@ -10,7 +10,7 @@ Legend: B requests, N candidates, S tasks; `_P` pairs of a window, `_X` selected
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from gesr_core.model.inputs import ItemState
 from gesr_core.names import Col, logit
+from gesr_core.ops.jagged import lengths
 from gesr_core.runtime.collate import JaggedRequests, UserEncoder, decode, list_column, pad
 from gesr_core.runtime.item_index import ItemIndex
+from gesr_core.schema import UNKNOWN_ITEM
 
-UNKNOWN_ITEM = "unknown_item"
 _REJECTED_FIELDS = (Col.ITEM_ID, Col.REASON)
 
 
@@ -255,7 +256,7 @@ def _rejected(
 ) -> pa.ListArray:
     """What was rejected before the scorer, and then the candidates that the item table lacks."""
     offsets, earlier = list_column(window, Col.REJECTED)
-    earlier_user = np.repeat(user_of_request, offsets.diff().numpy())
+    earlier_user = np.repeat(user_of_request, lengths(offsets).numpy())
     item_ids = pa.concat_arrays([earlier.field(Col.ITEM_ID), unknown_ids])
     reasons = pa.concat_arrays([earlier.field(Col.REASON), pa.array([UNKNOWN_ITEM] * len(unknown_ids), pa.string())])
     user = np.concatenate([earlier_user, unknown_user])
@@ -303,6 +304,3 @@ def _combine(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
         return batches[0]
     columns = [pa.concat_arrays([batch.column(i) for batch in batches]) for i in range(batches[0].num_columns)]
     return pa.RecordBatch.from_arrays(columns, schema=batches[0].schema)
-
-
-Mapper = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]

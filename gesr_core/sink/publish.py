@@ -1,0 +1,112 @@
+"""The publishing commit: fenced, read back, and finished idempotently. Driver only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from delta.exceptions import DeltaConcurrentModificationException
+from pyspark.sql import DataFrame, SparkSession, functions as F
+
+from gesr_core.config import TableRef
+from gesr_core.errors import AnotherRunWon, GesrError
+from gesr_core.names import Col
+from gesr_core.sink.run import Publication, Run
+from gesr_core.sink.tables import append, replace_where
+
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 6
+
+ReadPublication = Callable[[], Publication | None]
+
+
+def publish(
+    rows: DataFrame, ref: TableRef, run: Run, *, manifest: Mapping[str, Any], read: ReadPublication, output_files: int
+) -> int:
+    """Replace the `ds` of the target by the accepted rows in one commit and return its generation.
+
+    The commit is fenced by (application id = target and `ds`, version = generation read at opening + 1): Delta skips a
+    commit whose version was used already, in silence, so afterwards the rows of the `ds` are read back.
+
+    Args:
+        rows: accepted staging rows.
+        ref: the target table.
+        run: the open run.
+        manifest: what it read and did; becomes the commit's user metadata.
+        read: reads what stands for the `ds` in the newest version of the target.
+        output_files: files of the publication.
+
+    Raises:
+        AnotherRunWon: another run's publication stands for this `ds`.
+        GesrError: conflicts that no publisher of this `ds` caused (a compaction) did not end.
+    """
+    generation = run.generation + 1
+    scores = _score_rows(rows, run, generation=generation, model_version=run.pins.checkpoint["id"])
+    placed = scores.repartition(output_files, Col.USER_ID).sortWithinPartitions(Col.USER_ID)
+    txn = (f"gesr/{run.target}/{run.ds}", generation)
+    for attempt in range(1, _ATTEMPTS + 1):
+        _refuse_other(read(), run)
+        try:
+            replace_where(placed, ref, column=Col.DS, value=run.ds, metadata=json.dumps(manifest), txn=txn)
+            break
+        except DeltaConcurrentModificationException as err:
+            if attempt == _ATTEMPTS:
+                raise GesrError(f"{ref.location}: {attempt} commits in a row met a conflict; try again later") from err
+            log.info("a concurrent commit got in the way (%s); publishing again from staging", type(err).__name__)
+            time.sleep(0.5 * 2**attempt)
+    standing = read()
+    if standing is None or standing.run_id != run.run_id:
+        raise AnotherRunWon(_won(standing, run))
+    return generation
+
+
+def quarantine(rows: DataFrame, ref: TableRef, run: Run) -> None:
+    """Append what the run rejected, once: a repeated call with the same run changes nothing."""
+    entries = rows.select(Col.USER_ID, F.explode(Col.REJECTED).alias("entry")).select(
+        F.lit(run.ds).alias(Col.DS),
+        F.lit(run.run_id).alias(Col.RUN_ID),
+        F.lit("candidates").alias("origin"),
+        F.col(Col.USER_ID).cast("string").alias(Col.USER_ID),
+        F.col(f"entry.{Col.ITEM_ID}").cast("string").alias(Col.ITEM_ID),
+        F.col(f"entry.{Col.REASON}").alias(Col.REASON),
+    )
+    append(entries.coalesce(1), ref, txn=(f"gesr/quarantine/{run.run_id}", 1))
+
+
+def newest_publication(
+    spark: SparkSession, ref: TableRef, ds: str, reader: Callable[[DataFrame, str], Publication | None]
+) -> ReadPublication:
+    """Return a function that reads what stands for `ds` in the newest version of the target."""
+
+    def read() -> Publication | None:
+        # A new DataFrame each time: one that exists is bound to the version it was made from.
+        table = spark.read.format("delta").load(ref.location) if ref.is_path else spark.read.table(ref.location)
+        return reader(table, ds)
+
+    return read
+
+
+def _score_rows(rows: DataFrame, run: Run, *, generation: int, model_version: str) -> DataFrame:
+    return rows.where(F.size(Col.RANKED) > 0).select(
+        F.lit(run.ds).alias(Col.DS),
+        Col.USER_ID,
+        Col.RANKED,
+        F.lit(generation).cast("bigint").alias(Col.GENERATION),
+        F.lit(model_version).alias(Col.MODEL_VERSION),
+        F.lit(run.run_id).alias(Col.RUN_ID),
+    )
+
+
+def _refuse_other(standing: Publication | None, run: Run) -> None:
+    """Stop early where the fence would skip the commit anyway."""
+    if standing is not None and standing.generation > run.generation and standing.run_id != run.run_id:
+        raise AnotherRunWon(_won(standing, run))
+
+
+def _won(standing: Publication | None, run: Run) -> str:
+    winner = f"run {standing.run_id} (generation {standing.generation})" if standing else "nothing of ours"
+    return f"ds {run.ds} of {run.target} holds {winner}, not run {run.run_id}; nothing was changed by this run"

@@ -1,0 +1,188 @@
+"""Runs of score_daily: what a run pinned, whether it resumes, is done already or must be refused. Driver only.
+
+A run is one execution for the key (job, `ds`, target). What it reads is pinned when it opens. The pins, not the
+process, name the work: a later run of the same key that finds unfinished work with the same checkpoint and
+configuration adopts its pins and its accepted shards, so a resume scores only what is missing. Publishing, not a lock,
+decides between two runs that do this at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyspark.sql import DataFrame, functions as F
+
+from gesr_core.errors import InputError
+from gesr_core.names import Col
+from gesr_core.sink.ledger import LedgerRow
+
+JOB = "score_daily"
+
+
+@dataclass(frozen=True)
+class PinnedTable:
+    """An input table at one version, with a digest of the content that this `ds` reads of it."""
+
+    location: str
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Pins:
+    """Everything that a run reads. `inputs` is by role; the checkpoint and item states are by path and content id."""
+
+    inputs: Mapping[str, PinnedTable]
+    checkpoint: Mapping[str, str]
+    item_states: Mapping[str, str]
+    configuration: str
+
+    def to_json(self) -> dict[str, Any]:
+        inputs = {role: vars(table) for role, table in self.inputs.items()}
+        return {
+            "inputs": inputs,
+            "checkpoint": dict(self.checkpoint),
+            "item_states": dict(self.item_states),
+            "configuration": self.configuration,
+        }
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Pins:
+        inputs = {role: PinnedTable(**table) for role, table in values["inputs"].items()}
+        return Pins(inputs, values["checkpoint"], values["item_states"], values["configuration"])
+
+    def differences(self, other: Pins) -> list[str]:
+        """Name what differs in content; table versions and paths may move without changing anything."""
+        found = [
+            f"{role} (content of this ds)"
+            for role in sorted({*self.inputs, *other.inputs})
+            if _digest(self, role) != _digest(other, role)
+        ]
+        if self.checkpoint["id"] != other.checkpoint["id"]:
+            found.append(f"checkpoint ({self.checkpoint['id']} before, {other.checkpoint['id']} now)")
+        if self.item_states["version"] != other.item_states["version"]:
+            found.append("item states")
+        if self.configuration != other.configuration:
+            found.append("configuration (features, labels, histories, scoring or gate)")
+        return found
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What stands in the target for a `ds`: the generation and the run that published it."""
+
+    generation: int
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run: `generation` is the one it read when it opened (0: the `ds` was never published)."""
+
+    ds: str
+    target: str
+    run_id: str
+    generation: int
+    pins: Pins
+    resumes: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def work_id(self) -> str:
+        return work_id(self.ds, self.target, self.generation, self.pins)
+
+    def row(self, kind: str, **values: Any) -> LedgerRow:
+        """Return a ledger entry of this run."""
+        return LedgerRow(kind=kind, job=JOB, ds=self.ds, target=self.target, run_id=self.run_id, **values)
+
+    def opening(self) -> LedgerRow:
+        """Return the entry that pins what the run reads."""
+        details = {**self.details, "pins": self.pins.to_json(), "work_id": self.work_id, "resumes": self.resumes}
+        return self.row("run_opened", generation=self.generation, details=details)
+
+
+def work_id(ds: str, target: str, generation: int, pins: Pins) -> str:
+    """Name the work of scoring `ds` from these pins on top of this generation."""
+    text = json.dumps([ds, target, generation, pins.to_json()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def new_run_id() -> str:
+    """Return a fresh run id."""
+    return uuid.uuid4().hex[:12]
+
+
+def unfinished(
+    rows: Sequence[LedgerRow], *, generation: int, checkpoint_id: str | None, configuration: str
+) -> Run | None:
+    """Return the newest unfinished run that a new one may resume.
+
+    Unfinished means: opened on the generation that still stands. Its configuration must be ours, and its checkpoint
+    too where one was asked for by name (`checkpoint_id`); an alias that moved since does not matter, it was pinned.
+    """
+    for row in reversed(rows):
+        if row.kind != "run_opened" or row.generation != generation:
+            continue
+        pins = Pins.from_json(row.details["pins"])
+        same_checkpoint = checkpoint_id in (None, pins.checkpoint["id"])
+        if same_checkpoint and pins.configuration == configuration:
+            return Run(row.ds, row.target, row.run_id, generation, pins, details=row.details)
+    return None
+
+
+def opened(rows: Sequence[LedgerRow], run_id: str) -> Run:
+    """Return the run that `run_id` opened.
+
+    Raises:
+        InputError: the ledger does not know it (it was published under another ledger).
+    """
+    for row in rows:
+        if row.kind == "run_opened" and row.run_id == run_id:
+            pins = Pins.from_json(row.details["pins"])
+            return Run(row.ds, row.target, run_id, int(row.generation or 0), pins, details=row.details)
+    raise InputError(
+        f"run {run_id} published this ds, but the ledger has no such run; --replace scores and replaces it"
+    )
+
+
+def accepted_shards(rows: Sequence[LedgerRow], work: str) -> dict[int, LedgerRow]:
+    """Return the accepted attempt of each finished shard of a piece of work: the first one that was recorded."""
+    accepted: dict[int, LedgerRow] = {}
+    for row in rows:
+        if row.kind == "shard_accepted" and row.details.get("work_id") == work and row.shard is not None:
+            accepted.setdefault(row.shard, row)
+    return accepted
+
+
+def content_digest(df: DataFrame) -> str:
+    """Return a digest of a table's rows that ignores their order and files; null and empty differ, doubles count."""
+    # Sums over decimals cannot overflow; a sum (unlike xor) does not cancel repeated rows.
+    hashed = F.xxhash64(*sorted(df.columns)).cast("decimal(38,0)")
+    row = df.agg(
+        F.count(F.lit(1)).alias("n"), F.coalesce(F.sum(hashed), F.lit(0).cast("decimal(38,0)")).alias("s")
+    ).first()
+    return f"{row['n']}:{row['s']}" if row else "0:0"
+
+
+def read_publication(scores: DataFrame, ds: str) -> Publication | None:
+    """Return what stands for `ds` in a scores table, read from its rows.
+
+    Raises:
+        InputError: rows of two runs stand side by side, which no publication of ours leaves behind.
+    """
+    rows = scores.where(F.col(Col.DS) == ds).select(Col.GENERATION, Col.RUN_ID).distinct().limit(3).collect()
+    if len(rows) > 1:
+        raise InputError(
+            f"ds {ds} holds rows of several runs ({', '.join(r[Col.RUN_ID] for r in rows)}): --replace mends it"
+        )
+    return Publication(int(rows[0][Col.GENERATION]), str(rows[0][Col.RUN_ID])) if rows else None
+
+
+def _digest(pins: Pins, role: str) -> str | None:
+    table = pins.inputs.get(role)
+    return table.digest if table else None

@@ -1,0 +1,90 @@
+"""Staging: scored rows of shard attempts, before anybody may read them as scores. Driver only."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from delta.tables import DeltaTable
+from pyspark.sql import Column, DataFrame, SparkSession, functions as F
+
+from gesr_core.config import TableRef
+from gesr_core.names import Col
+from gesr_core.sink.ledger import LedgerRow
+from gesr_core.sink.tables import append, commit_lock
+
+
+@dataclass(frozen=True)
+class ShardCounts:
+    """What one shard of an attempt holds."""
+
+    users: int
+    candidates_in: int
+    candidates_scored: int
+
+
+def new_attempt_id() -> str:
+    """Return a fresh attempt id; it names all shards that one wave writes."""
+    return uuid.uuid4().hex[:12]
+
+
+def waves(missing: Sequence[int], *, size: int) -> Iterator[list[int]]:
+    """Yield the missing shards in groups of `size`."""
+    for start in range(0, len(missing), size):
+        yield list(missing[start : start + size])
+
+
+def one_partition_per_shard(requests: DataFrame, shards: Sequence[int]) -> DataFrame:
+    """Put each shard into a partition of its own, sorted by user and request.
+
+    Plain hash partitioning would put two shards into one partition and leave another empty.
+    """
+    count = len(shards)
+    place = F.pmod(F.hash(F.col("id").cast("int")), F.lit(count))
+    keys = requests.sparkSession.range(64 * count).groupBy(place.alias("place")).agg(F.min("id").alias("id")).collect()
+    key_of_place = {row["place"]: int(row["id"]) for row in keys}
+    # 64 draws a place miss one with odds of e^-64; then two shards share a partition, which is only slower.
+    key_of_shard = [F.lit(x) for i, shard in enumerate(shards) for x in (shard, key_of_place.get(i, i))]
+    key: Column = F.create_map(*key_of_shard)[F.col(Col.SHARD)].cast("int")
+    placed = requests.withColumn("_place", key).repartition(count, "_place").drop("_place")
+    return placed.sortWithinPartitions(Col.SHARD, Col.USER_ID, Col.REQUEST)
+
+
+def stage(scored: DataFrame, ref: TableRef, *, work_id: str, attempt_id: str) -> None:
+    """Append the scored rows of an attempt in one commit; nothing of it counts until the ledger accepts it."""
+    rows = scored.withColumns({Col.WORK_ID: F.lit(work_id), Col.ATTEMPT_ID: F.lit(attempt_id)})
+    append(rows, ref)
+
+
+def attempt_counts(staging: DataFrame, *, work_id: str, attempt_id: str) -> dict[int, ShardCounts]:
+    """Read back what an attempt staged, by shard."""
+    rows = staging.where((F.col(Col.WORK_ID) == work_id) & (F.col(Col.ATTEMPT_ID) == attempt_id))
+    per_shard = rows.groupBy(Col.SHARD).agg(
+        F.count(F.lit(1)).alias("users"),
+        F.sum(Col.CANDIDATES_IN).alias("candidates_in"),
+        F.sum(Col.CANDIDATES_SCORED).alias("candidates_scored"),
+    )
+    return {
+        row[Col.SHARD]: ShardCounts(row["users"], row["candidates_in"], row["candidates_scored"])
+        for row in per_shard.collect()
+    }
+
+
+def accepted_rows(staging: DataFrame, accepted: Mapping[int, LedgerRow], *, work_id: str) -> DataFrame:
+    """Return the rows of the accepted attempts alone, each shard once."""
+    # Grouped by attempt, the condition stays short: a wave's shards share one attempt.
+    by_attempt: dict[str, list[int]] = {}
+    for shard, row in accepted.items():
+        by_attempt.setdefault(str(row.attempt_id), []).append(shard)
+    of_attempt = F.lit(False)
+    for attempt_id, shards in sorted(by_attempt.items()):
+        of_attempt = of_attempt | ((F.col(Col.ATTEMPT_ID) == attempt_id) & F.col(Col.SHARD).isin(sorted(shards)))
+    return staging.where((F.col(Col.WORK_ID) == work_id) & of_attempt)
+
+
+def clear_staging(spark: SparkSession, ref: TableRef, *, work_id: str) -> None:
+    """Drop a published piece of work from staging; its files stay until the table is vacuumed."""
+    table = DeltaTable.forPath(spark, ref.location) if ref.is_path else DeltaTable.forName(spark, ref.location)
+    with commit_lock(ref):
+        table.delete(F.col(Col.WORK_ID) == work_id)
