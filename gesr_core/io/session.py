@@ -18,6 +18,7 @@ from typing import Final
 from pyspark.sql import SparkSession
 
 from gesr_core.errors import ConfigurationError
+from gesr_core.spark_settings import settings
 
 # Results must not depend on these; a job runs under the same values everywhere.
 JOB_SETTINGS: Final[Mapping[str, str]] = {
@@ -47,22 +48,6 @@ def open_session(app_name: str, *, spark_keys: Mapping[str, object]) -> Iterator
     finally:
         if existing is None:
             spark.stop()
-
-
-@contextmanager
-def settings(spark: SparkSession, values: Mapping[str, str]) -> Iterator[None]:
-    """Set runtime settings and put the former values back."""
-    before = {key: spark.conf.get(key, None) for key in values}
-    try:
-        for key, value in values.items():
-            spark.conf.set(key, value)
-        yield
-    finally:
-        for key, former in before.items():
-            if former is None:
-                spark.conf.unset(key)
-            else:
-                spark.conf.set(key, former)
 
 
 def _start(app_name: str, spark_keys: Mapping[str, object]) -> SparkSession:
