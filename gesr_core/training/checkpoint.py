@@ -155,8 +155,8 @@ def check_files(folder: Path, hashes: Mapping[str, str], *, remedy: str) -> None
         found = sha256_of(path)
         if found != expected:
             raise InputError(
-                f"{path} was altered, truncated or swapped (sha256 {found[:12]}..., the manifest says {expected[:12]}...); "
-                f"{remedy}"
+                f"{path} was altered, truncated or swapped (its sha256 begins with "
+                f"{found[:12]}, the manifest says {expected[:12]}); {remedy}"
             )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,17 @@ from gesr_core.names import Col, user_feature
 
 # Ours: a value that far outside what training saw says no more than that it is far outside.
 MAX_NORMALISED = 10.0
+
+
+class Encoder(Protocol):
+    """What a vocabulary and a normaliser have in common."""
+
+    @property
+    def name(self) -> str:
+        """The feature's name."""
+
+    def encode(self, column: pa.Array) -> np.ndarray:
+        """Turn a column into numbers."""
 
 
 @dataclass(frozen=True)
@@ -217,15 +228,15 @@ def fit_requests(batches: Iterable[pa.RecordBatch], features: FeaturesConfig) ->
 
 
 def match_ids(items: pa.Table, fields: Sequence[str]) -> Tensor:
-    """Return match_RM: ids that are equal exactly where the values are, over all fields together; null is 0."""
+    """Return match_RM (int32): ids that are equal exactly where the values are, over all fields together; null is 0."""
     columns = [items.column(name).combine_chunks() for name in fields]
     if len({column.type for column in columns}) > 1:
         columns = [_text(column) for column in columns]
     if not columns:
-        return torch.zeros(items.num_rows, 0, dtype=torch.int64)
+        return torch.zeros(items.num_rows, 0, dtype=torch.int32)
     # Sorted, so that ids depend on the values alone and not on the order of rows.
     values = pc.unique(pa.chunked_array(columns)).drop_null().sort()
-    return torch.from_numpy(np.stack([_places(column, values) + 1 for column in columns], axis=1))
+    return torch.from_numpy(np.stack([_places(column, values) + 1 for column in columns], axis=1)).to(torch.int32)
 
 
 def transformed(column: pa.Array | pa.ChunkedArray, transform: str) -> np.ndarray:
@@ -252,7 +263,7 @@ def _normaliser(name: str, transform: str, columns: Sequence[pa.Array | pa.Chunk
 
 
 def _encoded(
-    features: Sequence[Vocabulary] | Sequence[Normaliser],
+    features: Sequence[Encoder],
     columns: Mapping[str, pa.Array] | pa.Table,
     *,
     rows: int,
@@ -274,7 +285,7 @@ def _text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     return column if pa.types.is_string(column.type) else pc.cast(column, pa.string())
 
 
-def _names(features: Sequence[Vocabulary] | Sequence[Normaliser]) -> list[str]:
+def _names(features: Sequence[Encoder]) -> list[str]:
     return [feature.name for feature in features]
 
 
