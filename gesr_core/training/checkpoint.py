@@ -9,9 +9,7 @@ changed file has nowhere to hide. `<checkpoints>/<model name>/latest` holds the 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gesr_core.config import GesrConfig, ModelConfig, TwoTowerConfig
+from gesr_core.content import check_files, json_bytes, replace_file, sha256_of
 from gesr_core.errors import InputError
 from gesr_core.model.build import build_model
 from gesr_core.training.features import FeatureSpace
@@ -81,7 +80,7 @@ def save_checkpoint(
     draft = Path(tempfile.mkdtemp(prefix=".writing-", dir=parent))
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, draft / WEIGHTS)
-        _write(draft / FEATURES, json_bytes(features.to_json()))
+        (draft / FEATURES).write_bytes(json_bytes(features.to_json()))
         manifest = {
             "format_version": FORMAT_VERSION,
             "model_name": model_name,
@@ -89,13 +88,13 @@ def save_checkpoint(
             **facts,
             "files": {name: sha256_of(draft / name) for name in (FEATURES, WEIGHTS)},
         }
-        _write(draft / MANIFEST, json_bytes(manifest))
-        _write(draft / "log.jsonl", b"".join(json_bytes(line, indent=None) for line in log))
+        (draft / MANIFEST).write_bytes(json_bytes(manifest))
+        (draft / "log.jsonl").write_bytes(b"".join(json_bytes(line, indent=None) for line in log))
         path = parent / sha256_of(draft / MANIFEST)[:_ID_DIGITS]
         _move_into_place(draft, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    _replace(parent / LATEST, f"{path.name}\n".encode())
+    replace_file(parent / LATEST, f"{path.name}\n".encode())
     return path
 
 
@@ -142,38 +141,6 @@ def resolve_checkpoint(root: Path, reference: str) -> Path:
     )
 
 
-def check_files(folder: Path, hashes: Mapping[str, str], *, remedy: str) -> None:
-    """Compare files with their recorded SHA-256.
-
-    Raises:
-        InputError: names the first file that is missing or differs.
-    """
-    for name, expected in sorted(hashes.items()):
-        path = folder / name
-        if not path.is_file():
-            raise InputError(f"{path} is missing; {remedy}")
-        found = sha256_of(path)
-        if found != expected:
-            raise InputError(
-                f"{path} was altered, truncated or swapped (its sha256 begins with "
-                f"{found[:12]}, the manifest says {expected[:12]}); {remedy}"
-            )
-
-
-def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def json_bytes(data: Any, *, indent: int | None = 1) -> bytes:
-    """Return JSON with sorted keys and a newline: the same bytes for the same content."""
-    return (json.dumps(data, sort_keys=True, indent=indent, ensure_ascii=False) + "\n").encode()
-
-
 def _move_into_place(draft: Path, path: Path) -> None:
     # mkdtemp makes a private folder; executors may run as another user.
     draft.chmod(0o755)
@@ -183,16 +150,6 @@ def _move_into_place(draft: Path, path: Path) -> None:
         # The same content is there already, from an earlier run or from one that ran beside this one.
         if not (path / MANIFEST).is_file():
             raise
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}-{os.getpid()}")
-    draft.write_bytes(content)
-    draft.replace(path)
 
 
 def _others(path: Path) -> str:
