@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -146,7 +147,7 @@ def windows(batches: Iterable[pa.RecordBatch], *, requests: int) -> Iterator[pa.
         pending.append(batch)
         table = _combine(pending)
         cuts = window_ends(table.column(Col.SHARD), table.column(Col.USER_ID), requests=requests)
-        for start, end in zip([0, *cuts[:-1]], cuts, strict=True):
+        for start, end in pairwise([0, *cuts]):
             yield table.slice(start, end - start)
         pending = [table.slice(cuts[-1])] if cuts else [table]
     if pending and (rest := _combine(pending)).num_rows:
