@@ -188,6 +188,19 @@ class LabelsConfig(Section):
             raise ValueError("every task has score_weight 0: at least one must enter the score")
         return self
 
+    def score_weights(self, tasks: Sequence[str]) -> tuple[float, ...]:
+        """Return the weights of a checkpoint's tasks in the score, in its order.
+
+        Raises:
+            ConfigurationError: the checkpoint has a task that is not declared, or the other way round.
+        """
+        declared = {task.name: task.score_weight for task in self.tasks}
+        if set(declared) != set(tasks):
+            raise ConfigurationError(
+                f"labels.tasks declares {sorted(declared)}, but the checkpoint was trained on {sorted(tasks)}: train again"
+            )
+        return tuple(declared[task] for task in tasks)
+
 
 class HistoriesConfig(Section):
     """How histories are kept."""

@@ -91,8 +91,13 @@ class Scorer:
 
     def score(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield one row per user: user, shard, the best K candidates, what was rejected, and counts."""
+        for _, scored in self.score_windows(batches):
+            yield scored
+
+    def score_windows(self, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+        """Yield each window of request rows with its score rows."""
         for window in windows(batches, requests=self.settings.plan_window_requests):
-            yield self.score_window(window)
+            yield window, self.score_window(window)
 
     @torch.inference_mode()
     def score_window(self, window: pa.RecordBatch) -> pa.RecordBatch:

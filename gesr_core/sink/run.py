@@ -57,11 +57,14 @@ class Pins:
         return Pins(inputs, values["checkpoint"], values["item_states"], values["configuration"])
 
     def differences(self, other: Pins) -> list[str]:
-        """Name what differs in content; table versions and paths may move without changing anything."""
+        """Name what differs in content; table versions and paths may move without changing anything.
+
+        A role that only one side has (histories that moved on to a later day) cannot be compared and does not differ.
+        """
         found = [
             f"{role} (content of this ds)"
-            for role in sorted({*self.inputs, *other.inputs})
-            if _digest(self, role) != _digest(other, role)
+            for role in sorted({*self.inputs} & {*other.inputs})
+            if self.inputs[role].digest != other.inputs[role].digest
         ]
         if self.checkpoint["id"] != other.checkpoint["id"]:
             found.append(f"checkpoint ({self.checkpoint['id']} before, {other.checkpoint['id']} now)")
@@ -159,14 +162,23 @@ def accepted_shards(rows: Sequence[LedgerRow], work: str) -> dict[int, LedgerRow
     return accepted
 
 
+def pin_table(df: DataFrame, *, location: str, version: int, known: PinnedTable | None = None) -> PinnedTable:
+    """Pin rows with their digest; the same version of the same table keeps the digest that is known."""
+    if known is not None and (known.location, known.version) == (location, version):
+        return known
+    return PinnedTable(location, version, content_digest(df))
+
+
 def content_digest(df: DataFrame) -> str:
-    """Return a digest of a table's rows that ignores their order and files; null and empty differ, doubles count."""
-    # Sums over decimals cannot overflow; a sum (unlike xor) does not cancel repeated rows.
-    hashed = F.xxhash64(*sorted(df.columns)).cast("decimal(38,0)")
-    row = df.agg(
-        F.count(F.lit(1)).alias("n"), F.coalesce(F.sum(hashed), F.lit(0).cast("decimal(38,0)")).alias("s")
-    ).first()
-    return f"{row['n']}:{row['s']}" if row else "0:0"
+    """Return a digest of a table's rows that ignores their order and their files.
+
+    Two contents share a digest with a chance of about 2^-64; a null inside an array counts as if it were absent.
+    """
+    columns = [column for name in sorted(df.columns) for column in (F.col(name), F.col(name).isNull())]
+    # A sum over decimals cannot overflow, and unlike xor it does not lose pairs of equal rows.
+    total = F.coalesce(F.sum(F.xxhash64(*columns).cast("decimal(38,0)")), F.lit(0))
+    row = df.agg(F.count(F.lit(1)).alias("rows"), total.cast("string").alias("total")).collect()[0]
+    return f"{row['rows']}:{row['total']}"
 
 
 def read_publication(scores: DataFrame, ds: str) -> Publication | None:
@@ -181,8 +193,3 @@ def read_publication(scores: DataFrame, ds: str) -> Publication | None:
             f"ds {ds} holds rows of several runs ({', '.join(r[Col.RUN_ID] for r in rows)}): --replace mends it"
         )
     return Publication(int(rows[0][Col.GENERATION]), str(rows[0][Col.RUN_ID])) if rows else None
-
-
-def _digest(pins: Pins, role: str) -> str | None:
-    table = pins.inputs.get(role)
-    return table.digest if table else None

@@ -1,0 +1,103 @@
+"""The tables that score_daily reads of one `ds`, each with the version that was read. Driver only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pyspark.sql import DataFrame, SparkSession, functions as F
+
+from gesr_core.config import Config
+from gesr_core.errors import InputError
+from gesr_core.io.histories import find_histories
+from gesr_core.io.tables import column_type, one_ds, read_input, read_table, require_unique, table_version
+from gesr_core.names import Col, Role
+
+
+@dataclass(frozen=True)
+class InputTable:
+    """The rows that one `ds` reads of a table, and which table and version they come from."""
+
+    df: DataFrame
+    location: str
+    version: int
+
+
+def read_daily(
+    spark: SparkSession,
+    config: Config,
+    *,
+    ds: str,
+    user_features: Sequence[str],
+    pinned: Mapping[Role, tuple[str, int]] | None = None,
+    without_histories: bool = False,
+) -> dict[Role, InputTable]:
+    """Read candidates, histories and users of a `ds`: the newest versions, or the pinned (location, version) of each.
+
+    Args:
+        spark: the session.
+        config: the resolved configuration.
+        ds: the day.
+        user_features: declared columns of `users`.
+        pinned: what an earlier run read.
+        without_histories: leave histories out where none stand at `ds` any more.
+
+    Raises:
+        InputError: a table, a column or a pinned version is missing, the histories stand at another day, or the id
+            types of two tables differ.
+    """
+    tables = {
+        Role.CANDIDATES: _newest_or_pinned(spark, config, Role.CANDIDATES, (), pinned),
+        Role.USERS: _newest_or_pinned(spark, config, Role.USERS, user_features, pinned),
+    }
+    candidates = tables[Role.CANDIDATES]
+    tables[Role.CANDIDATES] = replace(candidates, df=one_ds(candidates.df, ds).select(Col.USER_ID, Col.CANDIDATES))
+    users_key = (Col.USER_ID, Col.VALID_FROM) if Col.VALID_FROM in tables[Role.USERS].df.columns else (Col.USER_ID,)
+    require_unique(tables[Role.USERS].df, users_key, where=f"users ({tables[Role.USERS].location})")
+    try:
+        tables[Role.HISTORIES] = _histories(spark, config, ds, pinned)
+    except InputError:
+        if not without_histories:
+            raise
+    _require_same_ids(tables)
+    return tables
+
+
+def newest_days(candidates: DataFrame, *, days: int) -> list[str]:
+    """Return the newest days that `candidates` has, for a message."""
+    newest = candidates.select(F.col(Col.DS).cast("string").alias(Col.DS)).distinct().orderBy(F.desc(Col.DS))
+    return [row[Col.DS] for row in newest.limit(days).collect()]
+
+
+def _newest_or_pinned(
+    spark: SparkSession,
+    config: Config,
+    role: Role,
+    features: Sequence[str],
+    pinned: Mapping[Role, tuple[str, int]] | None,
+) -> InputTable:
+    ref = config.table(role)
+    version = pinned[role][1] if pinned else table_version(spark, ref)
+    return InputTable(read_input(spark, ref, version=version, features=features), ref.location, version)
+
+
+def _histories(
+    spark: SparkSession, config: Config, ds: str, pinned: Mapping[Role, tuple[str, int]] | None
+) -> InputTable:
+    found = find_histories(spark, config, ds=ds) if pinned is None else None
+    location, version = pinned[Role.HISTORIES] if pinned else (config.table(found.role).location, found.version)
+    beside = config.table(Role.HISTORIES_AT)
+    ref = beside if location == beside.location else config.table(Role.HISTORIES)
+    df = read_table(spark, ref, version=version)
+    df = df.where(F.col(Col.AS_OF) == ds) if ref is beside else df
+    return InputTable(df.select(Col.USER_ID, Col.HISTORY), location, version)
+
+
+def _require_same_ids(tables: Mapping[Role, InputTable]) -> None:
+    expected = column_type(tables[Role.CANDIDATES].df, Col.USER_ID)
+    for role, table in tables.items():
+        found = column_type(table.df, Col.USER_ID)
+        if found != expected:
+            raise InputError(
+                f"candidates.user_id is {expected}, but {role.value}.user_id is {found}: make them one type"
+            )

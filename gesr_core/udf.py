@@ -1,0 +1,114 @@
+"""`score_udf`: the scorer of score_daily behind an iterator pandas UDF, for ad-hoc DataFrames and SQL, and for
+platforms that bar `mapInArrow`. The same scorer, so the same scores bit for bit. Built on the driver, runs in workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame, functions as F
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from gesr_core.config import Config
+from gesr_core.dates import request_time
+from gesr_core.names import Col
+from gesr_core.runtime.item_states import load_item_states, resolve_item_states
+from gesr_core.runtime.scorer import ScorerSettings, boundaries
+from gesr_core.runtime.worker import ScoreShards, cached_scorer
+from gesr_core.schema import ranked_type, rejected_type
+from gesr_core.training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+
+_RESULT = (Col.RANKED, Col.REJECTED, Col.CANDIDATES_IN, Col.CANDIDATES_SCORED)
+
+
+def scoring_task(config: Config, *, ds: str, checkpoint: Checkpoint, item_states: Path) -> ScoreShards:
+    """Put together what workers need to score a `ds`; checks the files once, on the driver.
+
+    Raises:
+        InputError: the item states are missing or altered, or a task of the configuration is not the checkpoint's.
+    """
+    states = load_item_states(item_states)
+    scoring = config.scoring
+    return ScoreShards(
+        checkpoint=str(checkpoint.path),
+        checkpoint_id=checkpoint.checkpoint_id,
+        item_states=str(item_states),
+        items_version=states.items_version,
+        settings=ScorerSettings(
+            request_time_s=round(request_time(ds).timestamp()),
+            tasks=checkpoint.features.tasks,
+            score_weights=config.labels.score_weights(checkpoint.features.tasks),
+            top_k=scoring.top_k,
+            batch_pairs=scoring.batch_pairs,
+            plan_window_requests=scoring.plan_window_requests,
+            history_buckets=tuple(scoring.history_buckets),
+            candidate_buckets=tuple(scoring.candidate_buckets),
+        ),
+        device=scoring.device,
+        threads=scoring.threads_per_worker,
+    )
+
+
+def result_fields(requests: DataFrame, *, tasks: tuple[str, ...]) -> str:
+    """Return the fields of a result as Spark DDL, for the item id type of these request rows."""
+    item = requests.schema[Col.CANDIDATE_ITEM_ID].dataType.simpleString().removeprefix("array<").removesuffix(">")
+    types = (ranked_type(item, tasks=tasks), rejected_type(item), "bigint", "bigint")
+    return ", ".join(f"{name} {type_}" for name, type_ in zip(_RESULT, types, strict=True))
+
+
+def score_udf(
+    requests: DataFrame, *, config: Config, ds: str, checkpoint: str | None = None
+) -> Callable[[Column], Column]:
+    """Return a UDF from a struct of request columns to a struct of (ranked, rejected, counts).
+
+    Args:
+        requests: request rows (`join.requests.build_requests`), for their schema alone.
+        config: the resolved configuration.
+        ds: the day whose item states and request time to use.
+        checkpoint: a model's name, `<model>/<id>` or a folder; default: the newest of `training.model`.
+
+    Rows of one user must stand side by side (sorted by shard, user_id, request) to be merged; the result stands at the
+    user's first row, and `candidates_in` is null at the others.
+
+    Raises:
+        InputError: there is no such checkpoint, or it has no item states for `ds`.
+    """
+    path = resolve_checkpoint(config.folder("checkpoints"), checkpoint or config.training.model)
+    loaded = load_checkpoint(path)
+    states = resolve_item_states(config.folder("item_states"), checkpoint_id=loaded.checkpoint_id, ds=ds)
+    return udf_of(scoring_task(config, ds=ds, checkpoint=loaded, item_states=states), requests)
+
+
+def udf_of(task: ScoreShards, requests: DataFrame) -> Callable[[Column], Column]:
+    """Return the UDF of a scoring task for request rows of this schema."""
+    schema = to_arrow_schema(requests.schema)
+    fields = result_fields(requests, tasks=task.settings.tasks)
+
+    @F.pandas_udf(fields)  # type: ignore[call-overload]
+    def score(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        yield from _score_frames(frames, task=task, schema=schema)
+
+    return cast("Callable[[Column], Column]", score)
+
+
+def score_with_udf(requests: DataFrame, task: ScoreShards) -> DataFrame:
+    """Score sorted request rows through the UDF: (shard, user_id, ranked, rejected, counts), as `mapInArrow` gives."""
+    result = udf_of(task, requests)(F.struct(*requests.columns)).alias("_result")
+    scored = requests.select(Col.SHARD, Col.USER_ID, result)
+    whole = scored.where(F.col(f"_result.{Col.CANDIDATES_IN}").isNotNull())
+    return whole.select(Col.SHARD, Col.USER_ID, *(f"_result.{name}" for name in _RESULT))
+
+
+def _score_frames(frames: Iterator[pd.DataFrame], *, task: ScoreShards, schema: pa.Schema) -> Iterator[pd.DataFrame]:
+    """Feed the scorer; a UDF gives as many rows as it got, so a user's result stands at the first of its requests."""
+    batches = (pa.RecordBatch.from_pandas(frame, schema=schema, preserve_index=False) for frame in frames)
+    for window, scored in cached_scorer(task).score_windows(batches):
+        first = np.concatenate([[0], boundaries(window.column(Col.USER_ID))]).astype(np.int64)
+        results = scored.select(list(_RESULT)).to_pandas().set_index(first)
+        counts = dict.fromkeys(_RESULT[2:], "Int64")
+        yield results.reindex(range(window.num_rows)).astype(counts)
