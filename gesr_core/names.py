@@ -37,6 +37,7 @@ class Col:
     ACTION: Final = "action"
     VALUE: Final = "value"
     # items, users
+    ITEM_KEY: Final = "item_key"
     VALID_FROM: Final = "valid_from"
     # candidates
     CANDIDATES: Final = "candidates"

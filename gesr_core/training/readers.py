@@ -87,7 +87,7 @@ def require_petastorm() -> None:
         ) from err
     if int(pyarrow.split(".")[0]) >= PETASTORM_PYARROW_BELOW:
         raise ConfigurationError(
-            f"petastorm {petastorm} does not work with pyarrow {pyarrow} (it needs one below {PETASTORM_PYARROW_BELOW}): "
+            f"petastorm {petastorm} does not work with pyarrow {pyarrow} (only below {PETASTORM_PYARROW_BELOW}): "
             "use training.reader=arrow, which gives the same rows, or the environment of `make env STACK=petastorm`"
         )
 

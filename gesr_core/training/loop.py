@@ -1,0 +1,243 @@
+"""Train a model: the three functions that serving calls, cross entropy per task, early stopping. Driver only; no JVM.
+
+The same data, settings, seed and number of threads give the same weights, bit for bit, on one machine's CPU.
+
+Legend: B requests, T history positions, N candidates, R rows of the item table, U distinct rows of a batch, S tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gesr_core.runtime.collate import JaggedRequests
+from gesr_core.training.data import Batch, TrainingItems, decode_window, make_batch, plan_batches, windows
+from gesr_core.training.features import FeatureSpace
+from gesr_core.training.measures import Measures, task_losses
+from gesr_core.training.readers import RequestReader
+
+log = logging.getLogger("train")
+
+# About 1.5 kB each once decoded: a window stays near 100 MB.
+WINDOW_REQUESTS: Final = 65_536
+WARM_UP_SHARE: Final = 0.05
+FINAL_RATE_SHARE: Final = 0.05
+_LOG_EVERY_S: Final = 10.0
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train; `loss_weights` and `score_weights` per task, in the feature space's order. 0 threads: all cores."""
+
+    epochs: int
+    patience: int
+    batch_requests: int
+    learning_rate: float
+    weight_decay: float
+    seed: int
+    threads: int
+    loss_weights: tuple[float, ...]
+    score_weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The best epoch's weights, what was measured after each epoch, and how long each took."""
+
+    weights: Mapping[str, Tensor]
+    best_epoch: int
+    epochs: tuple[Mapping[str, Any], ...]
+    epoch_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Where requests come from, and what they refer to."""
+
+    training: RequestReader
+    validation: RequestReader
+    items: TrainingItems
+    features: FeatureSpace
+
+
+def train(model: nn.Module, data: TrainingData, *, settings: TrainingSettings) -> TrainingResult:
+    """Train until the epochs are over or `patience` of them brought no better validation NE (of the score's tasks)."""
+    steps = settings.epochs * math.ceil(data.training.rows / settings.batch_requests)
+    optimizer = _optimizer(model, settings)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, steps=steps))
+    epochs: list[Mapping[str, Any]] = []
+    seconds: list[float] = []
+    best_weights, best_epoch, best_ne = model.state_dict(), 0, math.inf
+    with _threads(settings.threads):
+        for epoch in range(1, settings.epochs + 1):
+            started = time.monotonic()
+            loss = _train_epoch(model, data, optimizer, schedule, settings=settings, epoch=epoch)
+            measured = {"epoch": epoch, "loss": loss, **validate(model, data, settings=settings)}
+            epochs.append(measured)
+            seconds.append(time.monotonic() - started)
+            log.info("epoch %d of %d: %s (%.0f s)", epoch, settings.epochs, _in_words(measured), seconds[-1])
+            if measured["ne"] < best_ne:
+                best_weights, best_epoch, best_ne = copy.deepcopy(model.state_dict()), epoch, measured["ne"]
+            elif epoch - best_epoch >= settings.patience:
+                log.info("no better validation NE for %d epochs: stopping", epoch - best_epoch)
+                break
+    return TrainingResult(best_weights, best_epoch, tuple(epochs), tuple(seconds))
+
+
+def logits_of(model: Any, batch: Batch, items: TrainingItems) -> Tensor:
+    """Return logits_BNS of a batch; each distinct item row is encoded once."""
+    history_BT, candidate_BN = batch.requests.history.row_BT, batch.requests.candidate_row_BN
+    rows = torch.cat([history_BT.flatten(), candidate_BN.flatten()])
+    distinct_U, place = torch.unique(rows.clamp_min(0), return_inverse=True)
+    place = torch.where(rows >= 0, place, -1)
+    states = model.encode_items(items.features.take(distinct_U))
+    history_items = states.take(place[: history_BT.numel()].view_as(history_BT))
+    candidates = states.take(place[history_BT.numel() :].view_as(candidate_BN))
+    user_state = model.encode_user(batch.requests.history, history_items, batch.requests.user)
+    return model.score(user_state, candidates)
+
+
+def rate_share(step: int, *, steps: int) -> float:
+    """Return the share of the learning rate at a step: a linear warm-up, then a linear fall (ours)."""
+    warm_up = max(1, round(WARM_UP_SHARE * steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    left = (steps - step) / max(1, steps - warm_up)
+    return max(FINAL_RATE_SHARE, left)
+
+
+@torch.inference_mode()
+def validate(model: nn.Module, data: TrainingData, *, settings: TrainingSettings) -> dict[str, Any]:
+    """Return validation NE and AUC over exposed pairs: per task, and NE weighted as the tasks are in the score."""
+    model.eval()
+    measures = Measures()
+    for jagged in _decoded(data.validation, data):
+        plan = plan_batches(
+            jagged, batch_requests=settings.batch_requests, max_history=data.features.max_history, generator=None
+        )
+        for select in plan:
+            batch = make_batch(jagged, select, features=data.features)
+            logits_BNS = logits_of(model, batch, data.items)
+            kept_BN = batch.valid_BN & batch.exposed_BN
+            measures.add(logits_BNS, batch.labels_BNS, rate_BN=batch.rate_BN, kept_BN=kept_BN)
+    ne, auc = measures.results()
+    weights = settings.score_weights
+    return {
+        "ne": sum(w * value for w, value in zip(weights, ne, strict=True) if w) / sum(weights),
+        **{f"ne_{task}": value for task, value in zip(data.features.tasks, ne, strict=True)},
+        **{f"auc_{task}": value for task, value in zip(data.features.tasks, auc, strict=True)},
+    }
+
+
+def _train_epoch(
+    model: nn.Module,
+    data: TrainingData,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    *,
+    settings: TrainingSettings,
+    epoch: int,
+) -> float:
+    """Take one pass over the training requests; return the mean loss per batch."""
+    model.train()
+    loss_weight_S = torch.tensor(settings.loss_weights)
+    total, batches = 0.0, 0
+    with _Progress(f"epoch {epoch}", requests=data.training.rows) as progress:
+        for number, jagged in enumerate(_decoded(data.training, data)):
+            # Dropout draws from the global generator: each window starts from a seed of its own.
+            seed = settings.seed + 1_000_003 * epoch + 7_919 * number
+            torch.manual_seed(seed)
+            plan = plan_batches(
+                jagged,
+                batch_requests=settings.batch_requests,
+                max_history=data.features.max_history,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            for select in plan:
+                batch = make_batch(jagged, select, features=data.features)
+                losses_S = task_losses(
+                    logits_of(model, batch, data.items),
+                    batch.labels_BNS,
+                    rate_BN=batch.rate_BN,
+                    valid_BN=batch.valid_BN,
+                )
+                loss = (losses_S * loss_weight_S).sum()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total, batches = total + loss.item(), batches + 1
+                progress.advance(len(select), loss=total / batches)
+    return total / max(1, batches)
+
+
+def _decoded(reader: RequestReader, data: TrainingData) -> Iterator[JaggedRequests]:
+    for window in windows(reader.batches(), rows=WINDOW_REQUESTS):
+        yield decode_window(window, items=data.items, features=data.features)
+
+
+def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """AdamW; what is no matrix (biases, norms, gates' weights) does not decay."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _in_words(measured: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in measured.items() if name != "epoch")
+
+
+class _Progress:
+    """A bar on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self, name: str, *, requests: int) -> None:
+        self.name, self.requests, self.done = name, requests, 0
+        self.bar = tqdm(total=requests, desc=name, unit="req", leave=False, disable=not sys.stderr.isatty())
+        self.said_s = self.started_s = time.monotonic()
+
+    def advance(self, requests: int, *, loss: float) -> None:
+        """Count requests as done."""
+        self.done += requests
+        self.bar.update(requests)
+        self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        now_s = time.monotonic()
+        if self.bar.disable and now_s - self.said_s >= _LOG_EVERY_S:
+            self.said_s = now_s
+            rate = self.done / (now_s - self.started_s)
+            log.info(
+                "%s: %d of %d requests, %.0f/s, loss %.4f, %.0f s left",
+                self.name,
+                self.done,
+                self.requests,
+                rate,
+                loss,
+                (self.requests - self.done) / rate,
+            )
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
