@@ -1,0 +1,125 @@
+"""Bring `histories` forward to a day: the newest events of each user before its request time.
+
+    events, their change feed, histories as they stand --> new histories of the users touched --> one Delta commit
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+
+from pyspark.sql import DataFrame, SparkSession
+
+from gesr_core.config import Config
+from gesr_core.dates import request_time_us, shift_ds
+from gesr_core.entry import job_config, job_parser, run_job
+from gesr_core.histories_state import Action, plan_update
+from gesr_core.io.changes import feed_gap, read_changes
+from gesr_core.io.histories import UpdateInputs, open_update
+from gesr_core.io.session import open_session
+from gesr_core.io.tables import read_table
+from gesr_core.join import histories as join
+from gesr_core.names import Role
+from gesr_core.sink.histories import merge_histories, rebuild_histories, replace_histories_at
+from gesr_core.sink.ledger import LedgerRow, append_ledger
+
+log = logging.getLogger("update_histories")
+
+_DESCRIPTION = """\
+Bring histories forward to a day: the newest histories.max_events events of each user before its request time. Only
+users with new, late or corrected events are written. Where events has a change data feed, what came late or was
+corrected is found however old it is; else histories.late_window_days are read again. A day older than the one that
+histories stand at is rebuilt beside it, in histories_at. Run again, it does nothing.
+
+  update_histories.py --ds 2001-02-21 --env local
+  update_histories.py --ds 2001-02-21 --dry-run      say what would be done, and why
+"""
+_Found = tuple[DataFrame, DataFrame | None]  # events to add, users to rebuild
+
+
+def main(argv: Sequence[str]) -> None:
+    """Plan the update, carry it out, record it."""
+    parser = job_parser("update_histories.py", _DESCRIPTION)
+    parser.add_argument("--rebuild", action="store_true", help="make all histories anew from events")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    args = parser.parse_args(argv)
+    config = job_config(args)
+    with open_session("update_histories", spark_keys=config.spark) as spark:
+        inputs = open_update(spark, config, ds=args.ds)
+        plan = plan_update(inputs.current, inputs.wanted, beside=inputs.beside, rebuild=args.rebuild)
+        log.info("%s: %s", plan.action.value, plan.reason)
+        if plan.action is Action.NOTHING or args.dry_run:
+            return
+        started = time.monotonic()
+        counts = {Action.UPDATE: _update, Action.REBUILD: _rebuild, Action.BESIDE: _beside}[plan.action](spark, config, inputs)
+        elapsed_s = time.monotonic() - started
+        log.info("histories of %s are ready after %.1f s: %s", args.ds, elapsed_s, dict(counts))
+        row = LedgerRow(
+            kind="as_of", job="update_histories", ds=args.ds, target=Role.HISTORIES.value, run_id=uuid.uuid4().hex,
+            counts=counts, elapsed_s=elapsed_s, details={**asdict(inputs.wanted), **asdict(plan)},
+        )  # fmt: skip
+        append_ledger(spark, config.table(Role.LEDGER), [row])
+
+
+def _update(spark: SparkSession, config: Config, inputs: UpdateInputs) -> Mapping[str, int]:
+    ref, wanted = config.table(Role.HISTORIES), inputs.wanted
+    histories = read_table(spark, ref, version=inputs.from_version)
+    with ExitStack() as cached:
+        try:
+            fresh, corrected = _find(spark, config, inputs, histories, cached=cached)
+        except Exception as err:
+            if (gap := feed_gap(err)) is None:
+                raise
+            log.warning("rebuilding: the change data feed of events cannot answer, %s", gap)
+            return _rebuild(spark, config, inputs)
+        updated = join.updated_histories(
+            histories, inputs.events, fresh=fresh, corrected=corrected,
+            ds=wanted.as_of, max_events=wanted.max_events, shards=wanted.shards,
+        )  # fmt: skip
+        return merge_histories(spark, ref, updated, state=wanted, from_version=inputs.from_version)
+
+
+def _find(
+    spark: SparkSession, config: Config, inputs: UpdateInputs, histories: DataFrame, *, cached: ExitStack
+) -> _Found:
+    before, wanted = inputs.standing, inputs.wanted
+    since_us, until_us = request_time_us(before.as_of), request_time_us(wanted.as_of)
+    if inputs.has_change_feed:
+        upto = wanted.events_version
+        changes = read_changes(spark, config.table(Role.EVENTS), after=before.events_version, upto=upto)
+        net = join.net_changes(changes, before_us=since_us).persist()
+        cached.callback(net.unpersist)
+        fresh = join.events_between(inputs.events, since_us=since_us, before_us=until_us).unionByName(join.arrived(net))
+        corrected = join.corrected_users(net)
+    else:
+        since_us = request_time_us(shift_ds(before.as_of, days=-config.histories.late_window_days))
+        fresh = join.events_between(inputs.events, since_us=since_us, before_us=until_us)
+        corrected = join.corrected_in_window(histories, fresh, since_us=since_us)
+    corrected = corrected.persist()
+    cached.callback(corrected.unpersist)
+    count = corrected.count()
+    log.info("%d users lost an event that their history may hold: rebuilt from events", count)
+    # Without any, `events` need not be read from end to end.
+    return fresh, corrected if count else None
+
+
+def _rebuild(spark: SparkSession, config: Config, inputs: UpdateInputs) -> Mapping[str, int]:
+    ref, built = config.table(Role.HISTORIES), _build(inputs)
+    return rebuild_histories(spark, ref, built, state=inputs.wanted, from_version=inputs.from_version)
+
+
+def _beside(spark: SparkSession, config: Config, inputs: UpdateInputs) -> Mapping[str, int]:
+    return replace_histories_at(spark, config.table(Role.HISTORIES_AT), _build(inputs), state=inputs.wanted)
+
+
+def _build(inputs: UpdateInputs) -> DataFrame:
+    wanted = inputs.wanted
+    return join.build_histories(inputs.events, ds=wanted.as_of, max_events=wanted.max_events, shards=wanted.shards)
+
+
+if __name__ == "__main__":
+    run_job(main)
