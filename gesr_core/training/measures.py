@@ -1,7 +1,7 @@
 """Losses and validation measures on thinned negatives. Torch only; runs anywhere.
 
 A group of pairs keeps every pair with a label and each other one with a probability r. Then the logit among the kept
-pairs is the true one minus ln r (prior correction, King and Zeng 2001), as in `task_losses`; a mean over the truth weighs
+pairs is the true one minus ln r (prior correction, King and Zeng 2001), as in `task_losses`; a mean weighs
 what was thinned by 1 / r, as in `Measures`.
 
 Legend: B requests, N candidates, S tasks, V pairs.

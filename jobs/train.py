@@ -1,0 +1,71 @@
+"""Train a model on labelled candidates of past days.
+
+impressions, events, items, users --> training set (Parquet) --> checkpoint (safetensors and JSON)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from gesr_core.config import Config
+from gesr_core.entry import job_config, job_parser, run_job
+from gesr_core.errors import ConfigurationError
+from gesr_core.io.session import open_session
+from gesr_core.training.readers import require_petastorm
+from gesr_core.training.trainer import open_training_set, train_checkpoint
+from gesr_core.training_set import pin_inputs, write_training_set
+
+log = logging.getLogger("train")
+
+_DESCRIPTION = """\
+Train one of the configured models on the impressions whose label windows close by the request time of --ds; the last
+date validates. Vocabularies, statistics and weights follow from what lay before the validation's request time alone.
+Run again with the same data and configuration, it finds its checkpoint and trains nothing.
+
+  train.py --ds 2001-02-21                     the model that training.model names
+  train.py --ds 2001-02-21 --model two_tower
+"""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the training set if it is not there, train, and print the checkpoint."""
+    parser = job_parser("train.py", _DESCRIPTION)
+    parser.add_argument("--model", metavar="NAME", help="a model of conf/models.yaml (default: training.model)")
+    parser.add_argument("--dry-run", action="store_true", help="check the inputs, say what would be done, do nothing")
+    args = parser.parse_args(argv)
+    config = job_config(args)
+    model_name = args.model or config.training.model
+    if model_name not in config.models:
+        raise ConfigurationError(f"--model {model_name!r} is none of the configured models: {sorted(config.models)}")
+    if config.training.reader == "petastorm":
+        require_petastorm()
+    folder = _training_set(config, ds=args.ds, dry_run=args.dry_run)
+    if folder is not None:
+        # The session is closed: training has the machine to itself.
+        checkpoint = train_checkpoint(
+            open_training_set(folder, reader=config.training.reader), config, model_name=model_name
+        )
+        log.info("checkpoint: %s", checkpoint)
+
+
+def _training_set(config: Config, *, ds: str, dry_run: bool) -> Path | None:
+    with open_session("train", spark_keys=config.spark) as spark:
+        inputs = pin_inputs(spark, config, ds=ds)
+        log.info(
+            "train on %s, validate on %s; training set %s %s",
+            ", ".join(inputs.train_dates),
+            inputs.validation_date,
+            inputs.folder,
+            "is there" if inputs.exists else "is to be written",
+        )
+        if dry_run:
+            return None
+        if not inputs.exists:
+            write_training_set(inputs, config)
+        return inputs.folder
+
+
+if __name__ == "__main__":
+    run_job(main)
