@@ -5,8 +5,10 @@ DS ?= 2001-02-21
 # main, or petastorm: the set of versions (constraints/)
 STACK ?= main
 
-# main goes into the environment that is active, else into .venv; petastorm always has its own
-MAIN_ENV := $(if $(filter-out %/.venv-petastorm,$(VIRTUAL_ENV)),$(VIRTUAL_ENV),$(CURDIR)/.venv)
+# main goes into the environment that is active, else into .venv; petastorm always has its own. A name that a shell kept of an
+# environment that is gone does not count.
+ACTIVE := $(patsubst %/pyvenv.cfg,%,$(wildcard $(VIRTUAL_ENV)/pyvenv.cfg))
+MAIN_ENV := $(or $(filter-out %/.venv-petastorm,$(ACTIVE)),$(CURDIR)/.venv)
 PETASTORM_ENV := $(CURDIR)/.venv-petastorm
 ENV := $(if $(filter petastorm,$(STACK)),$(PETASTORM_ENV),$(MAIN_ENV))
 
@@ -58,4 +60,4 @@ lint: env
 	@$(TIMED) 'import contracts' lint-imports --config setup.cfg
 
 clean:
-	rm -rf .venv .venv-petastorm var build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-petastorm var build spark-warehouse metastore_db derby.log *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
