@@ -41,8 +41,8 @@ def has_jars(pyspark: Path, coordinate: str) -> bool:
 def install_jars(pyspark: Path, stack: Stack, *, coordinate: str, java_home: Path) -> None:
     """Resolve Delta with Spark's own resolver and copy its jars into pyspark/jars.
 
-    Only those of the group io.delta (delta-spark, delta-storage, delta-kernel): the 28 others that it asks for are Spark's
-    own libraries in other versions, which would shadow Spark's, and a Unity Catalog client.
+    Only those of the group io.delta (delta-spark, delta-storage, delta-kernel): the 28 others that it asks for are a
+    Unity Catalog client and libraries that Spark has, in versions that would shadow Spark's.
 
     Raises:
         Missing: the resolver cannot reach a repository.
