@@ -110,5 +110,8 @@ def _score_frames(frames: Iterator[pd.DataFrame], *, task: ScoreShards, schema: 
     for window, scored in cached_scorer(task).score_windows(batches):
         first = np.concatenate([[0], boundaries(window.column(Col.USER_ID))]).astype(np.int64)
         results = scored.select(list(_RESULT)).to_pandas().set_index(first)
-        counts = dict.fromkeys(_RESULT[2:], "Int64")
-        yield results.reindex(range(window.num_rows)).astype(counts)
+        spread = results.reindex(range(window.num_rows)).astype(dict.fromkeys(_RESULT[2:], "Int64"))
+        # Spark takes None for a null array, but not the NaN that reindex leaves.
+        lists = spread[list(_RESULT[:2])]
+        spread[list(_RESULT[:2])] = lists.where(lists.notna(), None)
+        yield spread
