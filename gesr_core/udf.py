@@ -93,7 +93,9 @@ def udf_of(task: ScoreShards, requests: DataFrame) -> Callable[[Column], Column]
     def score(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         yield from _score_frames(frames, task=task, schema=schema)
 
-    return cast("Callable[[Column], Column]", score)
+    # A deterministic UDF would be run again below a filter on its result, on the rows that the filter left: those
+    # alone, so that a user's later requests would be lost.
+    return cast("Callable[[Column], Column]", score.asNondeterministic())
 
 
 def score_with_udf(requests: DataFrame, task: ScoreShards) -> DataFrame:
