@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gesr_core.schema import written_columns
 from gesr_core.sink.tables import append, create_table
 from gesr_core.training.checkpoint import save_checkpoint
 from gesr_core.training.features import fit_feature_space, fit_requests
+from jobs import export_items, update_histories
 
 DS = "2024-03-10"
 USERS, ITEMS = 24, 40
@@ -84,22 +86,101 @@ def toy_candidates(seed: int = 6) -> list[tuple[Any, ...]]:
     return rows
 
 
-def write_toy_inputs(spark: SparkSession, config: Config) -> None:
+def as_text(rows: Sequence[tuple[Any, ...]], *, user: int, item: int | None) -> list[tuple[Any, ...]]:
+    """Turn ids into texts that sort as the numbers do; `user` and `item` are the places of the ids in a row."""
+    texts = []
+    for row in rows:
+        values = list(row)
+        values[user] = user_text(values[user])
+        if item is not None:
+            values[item] = item_text(values[item])
+        texts.append(tuple(values))
+    return texts
+
+
+def user_text(user: int) -> str:
+    return f"u{user:03d}"
+
+
+def item_text(item: int) -> str:
+    return f"i{item:03d}"
+
+
+def write_toy_inputs(
+    spark: SparkSession, config: Config, *, candidates: Sequence[tuple[Any, ...]], string_ids: bool = False
+) -> None:
     """Write events, items, users and candidates."""
-    write_rows(spark, config, Role.EVENTS, toy_events())
-    write_rows(spark, config, Role.CANDIDATES, toy_candidates())
-    items = [(item, f"class {item % 7}") for item in range(1, ITEMS + 1)]
-    write_plain(spark.createDataFrame(items, "item_id bigint, product_subclass string"), config, Role.ITEMS)
-    users = [(user, "ABC"[user % 3], None if user % 5 == 0 else "115") for user in range(USERS)]
-    write_plain(spark.createDataFrame(users, "user_id bigint, age_group string, pin_code string"), config, Role.USERS)
+    events = toy_events()
+    items: list[tuple[Any, ...]] = [(item, f"class {item % 7}") for item in range(1, ITEMS + 1)]
+    users: list[tuple[Any, ...]] = [(u, "ABC"[u % 3], None if u % 5 == 0 else "115") for u in range(USERS)]
+    kind = "bigint"
+    if string_ids:
+        kind = "string"
+        events, users = as_text(events, user=0, item=1), as_text(users, user=0, item=None)
+        items = [(item_text(item), name) for item, name in items]
+        candidates = [
+            (ds, user_text(user), [(item_text(item), *rest) for item, *rest in retrieved])
+            for ds, user, retrieved in candidates
+        ]
+    write_rows(spark, config, Role.EVENTS, events, user=kind, item=kind)
+    write_rows(spark, config, Role.CANDIDATES, candidates, user=kind, item=kind)
+    write_plain(spark.createDataFrame(items, f"item_id {kind}, product_subclass string"), config, Role.ITEMS)
+    columns = f"user_id {kind}, age_group string, pin_code string"
+    write_plain(spark.createDataFrame(users, columns), config, Role.USERS)
 
 
-def write_toy_checkpoint(config: Config, *, model: str = "gesr", seed: int = 1) -> Path:
+@dataclass(frozen=True)
+class Toy:
+    """A toy world under `root`: inputs, histories as of DS, an untrained checkpoint and its item states."""
+
+    root: Path
+    config: Config
+
+    @staticmethod
+    def build(
+        spark: SparkSession,
+        root: Path,
+        *,
+        candidates: Sequence[tuple[Any, ...]] | None = None,
+        string_ids: bool = False,
+    ) -> Toy:
+        """Write everything that score_daily needs."""
+        toy = Toy(root, toy_config(root))
+        rows = toy_candidates() if candidates is None else candidates
+        write_toy_inputs(spark, toy.config, candidates=rows, string_ids=string_ids)
+        update_histories.main(toy.args(target=None))
+        write_toy_checkpoint(toy.config, string_ids=string_ids)
+        toy.export_items()
+        return toy
+
+    def export_items(self, *, ds: str = DS) -> None:
+        """Export the item states of the checkpoint for a day."""
+        export_items.main(self.args(ds=ds, target=None))
+
+    def args(
+        self,
+        *overrides: str,
+        ds: str = DS,
+        target: str | None = "scores",
+        checkpoint: str | None = None,
+        replace: bool = False,
+    ) -> list[str]:
+        """The command line of a job in this world."""
+        options = ["--ds", ds, "--env", "local"]
+        for override in toy_overrides(self.root, *overrides):
+            options += ["--set", override]
+        options += ["--target", target] if target else []
+        options += ["--checkpoint", checkpoint] if checkpoint else []
+        return options + (["--replace"] if replace else [])
+
+
+def write_toy_checkpoint(config: Config, *, model: str = "gesr", seed: int = 1, string_ids: bool = False) -> Path:
     """Save an untrained checkpoint whose feature space knows most of the toy items."""
-    known = list(range(1, ITEMS - 5))
-    items: dict[str, Any] = {"item_id": known, "product_subclass": [f"class {item % 7}" for item in known]}
+    numbers = range(1, ITEMS - 5)
+    known = [item_text(item) for item in numbers] if string_ids else list(numbers)
+    items: dict[str, Any] = {"item_id": known, "product_subclass": [f"class {item % 7}" for item in numbers]}
     for place, statistic in enumerate(config.features.item_statistics):
-        items[statistic.name] = [float((item * (place + 3)) % 11) for item in known]
+        items[statistic.name] = [float((item * (place + 3)) % 11) for item in numbers]
     requests = pa.RecordBatch.from_pydict(
         {
             user_feature("age_group"): ["A", "B", "C"],

@@ -1,0 +1,190 @@
+"""score_daily end to end on a toy day, in one session: what is published, what is refused, what changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from delta.tables import DeltaTable
+from pyspark.sql import SparkSession, functions as F
+
+from gesr_core.config import Config
+from gesr_core.errors import ConfigurationError, GateRefused, InputError
+from gesr_core.io.tables import read_table, table_version
+from gesr_core.names import Role
+from gesr_core.spark_settings import settings
+from jobs import score_daily
+from tests.toy import DS, ITEMS, USERS, Toy, toy_candidates, write_rows
+
+pytestmark = [pytest.mark.spark, pytest.mark.petastorm]
+
+
+@pytest.fixture(scope="module")
+def toy(spark_session: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """A toy world whose day is published to `scores` once; tests publish to targets of their own."""
+    world = Toy.build(spark_session, tmp_path_factory.mktemp("toy"))
+    score_daily.main(world.args())
+    return world
+
+
+def ranked(spark: SparkSession, config: Config, target: str = "scores") -> dict[Any, list[Any]]:
+    rows = read_table(spark, config.table(Role.SCORES, target=target)).where(F.col("ds") == DS).collect()
+    return {row["user_id"]: [tuple(pair) for pair in row["ranked"]] for row in rows}
+
+
+def test_scores_read_back_by_another_engine_hold_every_user_of_candidates(toy: Toy) -> None:
+    deltalake = pytest.importorskip("deltalake")
+    table = deltalake.DeltaTable(toy.config.table(Role.SCORES).location).to_pyarrow_table().to_pylist()
+    retrieved = {user: {item for item, _, _ in candidates} for _, user, candidates in toy_candidates()}
+    assert {row["user_id"] for row in table} == set(retrieved)
+    for row in table:
+        pairs = row["ranked"]
+        assert [pair["rank"] for pair in pairs] == list(range(1, min(5, len(retrieved[row["user_id"]])) + 1))
+        assert {pair["item_id"] for pair in pairs} <= retrieved[row["user_id"]]
+        scores = [pair["score"] for pair in pairs]
+        assert scores == sorted(scores, reverse=True)
+        assert all(abs(score) < 100 for score in scores)
+
+
+def test_the_publishing_commit_carries_the_manifest(toy: Toy, spark: SparkSession) -> None:
+    history = DeltaTable.forPath(spark, toy.config.table(Role.SCORES).location).history()
+    commits = [json.loads(row["userMetadata"]) for row in history.where("userMetadata is not null").collect()]
+    [manifest] = [commit for commit in commits if commit["ds"] == DS]
+    assert manifest["generation"] == 1
+    assert set(manifest["pins"]["inputs"]) == {"candidates", "histories", "users"}
+    assert manifest["plan"]["top_k"] == 5
+    assert manifest["versions"]["pyspark"]
+
+
+def test_rerun_of_a_published_ds_changes_nothing_also_after_appends_and_compaction(
+    toy: Toy, spark: SparkSession
+) -> None:
+    before = table_version(spark, toy.config.table(Role.SCORES))
+    other_day = [("2024-03-11", user, [(1, "own", 0.5)]) for user in range(3)]
+    write_rows(spark, toy.config, Role.CANDIDATES, other_day)
+    DeltaTable.forPath(spark, toy.config.table(Role.CANDIDATES).location).optimize().executeCompaction()
+    score_daily.main(toy.args())
+    assert table_version(spark, toy.config.table(Role.SCORES)) == before
+
+
+def test_the_udf_transport_gives_the_same_bits(toy: Toy, spark: SparkSession) -> None:
+    score_daily.main(toy.args("scoring.transport=pandas_udf", target="scores_udf"))
+    assert ranked(spark, toy.config, "scores_udf") == ranked(spark, toy.config)
+
+
+def test_session_settings_change_no_bit_and_are_put_back(toy: Toy, spark: SparkSession) -> None:
+    odd = {
+        "spark.sql.session.timeZone": "Asia/Tokyo",
+        "spark.sql.ansi.enabled": "false",
+        "spark.sql.sources.partitionOverwriteMode": "dynamic",
+    }
+    with settings(spark, odd):
+        score_daily.main(toy.args(target="scores_tokyo"))
+        assert {key: spark.conf.get(key) for key in odd} == odd
+    assert ranked(spark, toy.config, "scores_tokyo") == ranked(spark, toy.config)
+
+
+def test_shards_batches_and_cuts_of_requests_change_scores_by_rounding_alone(toy: Toy, spark: SparkSession) -> None:
+    score_daily.main(toy.args("scoring.batch_pairs=8", "scoring.max_candidates_per_request=100", target="scores_whole"))
+    cut, whole = ranked(spark, toy.config), ranked(spark, toy.config, "scores_whole")
+    assert set(cut) == set(whole)
+    for user, pairs in cut.items():
+        assert [p[2] for p in pairs] == pytest.approx([p[2] for p in whole[user]], rel=5e-5, abs=5e-5)
+
+
+def test_bad_candidates_are_quarantined_with_their_reason_and_pairs_add_up(spark: SparkSession, tmp_path: Path) -> None:
+    rows: list[tuple[Any, ...]] = [
+        (DS, 1, [(3, "own", 0.1), (3, "popular", 0.2), (None, "own", 0.1), (999, "als", 0.3), (4, "own", 0.4)]),
+        (DS, 2, []),
+        (DS, None, [(5, "own", 0.1)]),
+        (DS, 777, [(6, "own", 0.1)]),  # neither a history nor a row in users
+    ]
+    world = Toy.build(spark, tmp_path, candidates=rows)
+    score_daily.main(world.args("gate.max_quarantined_share=0.9"))
+    assert {user: {p[0] for p in pairs} for user, pairs in ranked(spark, world.config).items()} == {1: {3, 4}, 777: {6}}
+    quarantined = (
+        read_table(spark, world.config.table(Role.QUARANTINE)).select("user_id", "item_id", "reason").collect()
+    )
+    assert sorted((r["user_id"], r["item_id"], r["reason"]) for r in quarantined if r["user_id"]) == [
+        ("1", "3", "duplicate_candidate"),
+        ("1", "999", "unknown_item"),
+        ("1", None, "null_item_id"),
+        ("2", None, "no_candidates"),
+    ]
+    assert [(r["item_id"], r["reason"]) for r in quarantined if not r["user_id"]] == [("5", "null_user_id")]
+    with pytest.raises(
+        GateRefused, match=r"share of candidates quarantined is 0\.571429, bound 0\.01 .*mend the input"
+    ):
+        score_daily.main(world.args("gate.max_quarantined_share=0.01", target="scores_strict"))
+    assert ranked(spark, world.config, "scores_strict") == {}
+
+
+def test_string_ids_give_the_same_scores(toy: Toy, spark: SparkSession, tmp_path: Path) -> None:
+    world = Toy.build(spark, tmp_path, string_ids=True)
+    score_daily.main(world.args())
+    texts, numbers = ranked(spark, world.config), ranked(spark, toy.config)
+    assert set(texts) == {f"u{user:03d}" for user in numbers}
+    for user, pairs in numbers.items():
+        of_text = texts[f"u{user:03d}"]
+        assert [p[0] for p in of_text] == [f"i{p[0]:03d}" for p in pairs]
+        assert [p[2] for p in of_text] == pytest.approx([p[2] for p in pairs], rel=5e-5, abs=5e-5)
+
+
+def test_changed_candidates_are_refused_by_name_and_replaced_on_demand(spark: SparkSession, tmp_path: Path) -> None:
+    world = Toy.build(spark, tmp_path)
+    score_daily.main(world.args())
+    table = DeltaTable.forPath(spark, world.config.table(Role.CANDIDATES).location)
+    table.delete("user_id = 3")
+    with pytest.raises(InputError, match=r"published already .* differs since: candidates .*--replace"):
+        score_daily.main(world.args())
+    with pytest.raises(InputError, match="configuration"):
+        score_daily.main(world.args("scoring.top_k=4"))
+    score_daily.main(world.args(replace=True))
+    assert set(ranked(spark, world.config)) == set(range(USERS)) - {3}
+    generations = read_table(spark, world.config.table(Role.SCORES)).select("generation").distinct().collect()
+    assert [row["generation"] for row in generations] == [2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "error", "message"),
+    [
+        ([], {"checkpoint": "gesr/0123"}, InputError, r"there is no checkpoint 'gesr/0123' .*run jobs/train\.py"),
+        ([], {"ds": "2024-03-12"}, InputError, "no item states of checkpoint .* for 2024-03-12"),
+        ([], {"ds": "yesterday"}, ConfigurationError, "--ds 'yesterday' is not a date"),
+        ([], {"target": "scores; drop"}, ConfigurationError, "not a plain name"),
+        (["tables.candidates.location=/nowhere/candidate"], {}, InputError, "there is no Delta table at /nowhere"),
+        (["tables.candidates.columns={candidates: cands}"], {}, InputError, r"no column 'cands' .*did you mean"),
+        (["scoring.device=cuda"], {}, ConfigurationError, "torch sees no GPU"),
+    ],
+)
+def test_what_is_missing_is_named_before_anything_is_scored(
+    toy: Toy, overrides: Sequence[str], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    if "cuda" in message or "GPU" in message:
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+    with pytest.raises(error, match=message):
+        score_daily.main([*toy.args(*overrides, **{"target": "scores_never", **options})])
+
+
+def test_histories_of_another_day_are_refused(toy: Toy) -> None:
+    toy.export_items(ds="2024-03-11")
+    with pytest.raises(InputError, match=r"histories stand at 2024-03-10"):
+        score_daily.main(toy.args(ds="2024-03-11", target="scores_never"))
+
+
+def test_a_dry_run_writes_nothing(spark: SparkSession, tmp_path: Path) -> None:
+    world = Toy.build(spark, tmp_path)
+    score_daily.main([*world.args(), "--dry-run"])
+    assert not Path(world.config.table(Role.SCORES).location).exists()
+    assert not Path(world.config.table(Role.STAGING).location).exists()
+
+
+def test_toy_covers_cut_requests_and_unseen_items() -> None:
+    sizes = [len(candidates) for _, _, candidates in toy_candidates()]
+    assert max(sizes) > 7
+    assert ITEMS - 5 < ITEMS
