@@ -1,0 +1,21 @@
+"""The shared table of counts."""
+
+from __future__ import annotations
+
+import torch
+
+from gesr_core.model.hard_matching import HardMatching
+
+
+def test_every_pair_and_count_has_a_row_of_its_own() -> None:
+    module = HardMatching(pairs=3, cap=4, count_width=2, width=2)
+    rows = {int(count + offset) for offset in module.offset_P for count in range(5)}
+    assert rows == set(range(15))
+    assert module.table.num_embeddings == 15
+
+
+def test_the_count_of_each_pair_reaches_the_output() -> None:
+    torch.manual_seed(0)
+    module = HardMatching(pairs=2, cap=4, count_width=2, width=3)
+    outputs = module(torch.tensor([[[0, 0], [1, 0], [0, 1], [4, 4]]]))[0]
+    assert len({tuple(row) for row in outputs.tolist()}) == 4

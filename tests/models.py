@@ -1,0 +1,92 @@
+"""Small models with random weights, and random inputs that every one of them takes. No JVM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gesr_core.config import GesrConfig, TwoTowerConfig
+from gesr_core.model.build import ModelSizes, build_model
+from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
+
+ITEMS, MAX_HISTORY = 12, 6
+SIZES = ModelSizes(
+    item_ids=8,
+    item_categories=(4, 3),
+    item_numerics=2,
+    user_categories=(3,),
+    user_numerics=1,
+    actions=3,
+    match_pairs=((0, 0), (1, 1), (0, 1)),
+    max_history=MAX_HISTORY,
+    task_logits=(-2.0, -3.0),
+)
+TWO_TOWER = TwoTowerConfig(width=8, id_width=8, dropout=0.1, time_buckets=8)
+GESR = GesrConfig(
+    width=8, id_width=8, dropout=0.1, attention_layers=2, attention_heads=2, time_buckets=8,
+    match_cap=2, match_width=4, gate_width=8,
+)  # fmt: skip
+CONFIGS: dict[str, TwoTowerConfig | GesrConfig] = {
+    "two_tower": TWO_TOWER,
+    "gesr": GESR,
+    "gesr of one layer": GESR.model_copy(update={"attention_layers": 1}),
+    "gesr without attention": GESR.model_copy(update={"attention_layers": 0}),
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Items, histories of the given lengths, users and candidates."""
+
+    items: ItemFeatures
+    history: History
+    user: UserFeatures
+    candidate_BN: Tensor
+
+
+def random_inputs(lengths: list[int], *, candidates: int = 5, seed: int = 0, padding: int = 0) -> Inputs:
+    """Draw inputs in float64; `padding` more history positions than the longest history needs.
+
+    Rows of -1 (items that the table lacks) occur among events and candidates.
+    """
+    g = torch.Generator().manual_seed(seed)
+    batch, events = len(lengths), max(lengths) + padding
+    length_B = torch.tensor(lengths)
+    valid_BT = torch.arange(events) < length_B.unsqueeze(-1)
+    numeric_RF = torch.randn(ITEMS, 2, generator=g, dtype=torch.float64)
+    categorical_RC = torch.stack([torch.randint(0, size, (ITEMS,), generator=g) for size in (4, 3)], dim=1)
+    match_RM = torch.randint(0, 4, (ITEMS, 2), generator=g, dtype=torch.int32)
+    items = ItemFeatures(torch.randint(0, 8, (ITEMS,), generator=g), categorical_RC, numeric_RF, match_RM)
+    # Drawn at the largest size and cut, so that padding changes nothing but the padding.
+    row_BT = torch.randint(-1, ITEMS, (batch, 32), generator=g)[:, :events]
+    age_s_BT = (
+        (torch.rand(batch, 32, generator=g, dtype=torch.float64) * 1e7).sort(1, descending=True).values[:, :events]
+    )
+    action_BT = torch.randint(0, 3, (batch, 32), generator=g)[:, :events]
+    value_BT = torch.randn(batch, 32, generator=g, dtype=torch.float64)[:, :events]
+    history = History(
+        row_BT.masked_fill(~valid_BT, -1), age_s_BT * valid_BT, action_BT * valid_BT, value_BT * valid_BT, length_B
+    )
+    user = UserFeatures(
+        torch.randint(0, 3, (batch, 1), generator=g), torch.randn(batch, 1, generator=g, dtype=torch.float64)
+    )
+    return Inputs(items, history, user, torch.randint(-1, ITEMS, (batch, candidates), generator=g))
+
+
+def random_model(config: TwoTowerConfig | GesrConfig, *, seed: int = 0) -> Any:
+    """Build a model in float64 whose every weight is random, also those that start at zero."""
+    torch.manual_seed(seed)
+    model = build_model(config, SIZES).double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def scores(model: Any, inputs: Inputs, candidate_BN: Tensor | None = None) -> Tensor:
+    """Compose the three functions; logits [B, N, S]."""
+    states: ItemState = model.encode_items(inputs.items)
+    user_state = model.encode_user(inputs.history, states.take(inputs.history.row_BT), inputs.user)
+    return model.score(user_state, states.take(inputs.candidate_BN if candidate_BN is None else candidate_BN))
