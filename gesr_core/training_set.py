@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
-from gesr_core.config import Config
+from gesr_core.config import Config, FeaturesConfig
 from gesr_core.content import json_bytes
 from gesr_core.dates import split_dates
 from gesr_core.io.tables import one_ds, read_input, table_detail, table_version
@@ -115,9 +115,9 @@ def content_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def item_table(items: DataFrame, events: DataFrame, *, ds: str, config: Config) -> pa.Table:
+def item_table(items: DataFrame, events: DataFrame, *, ds: str, features: FeaturesConfig) -> pa.Table:
     """Return the item table as of `ds`: item_id, `item_key` for STRING ids, declared features and statistics."""
-    df = items_at(items, events, ds=ds, features=config.features)
+    df = items_at(items, events, ds=ds, features=features)
     if df.schema[Col.ITEM_ID].dataType.simpleString() == "string":
         df = df.withColumn(Col.ITEM_KEY, F.xxhash64(Col.ITEM_ID))
     return df.toArrow().sort_by(Col.ITEM_ID)
@@ -127,7 +127,7 @@ def _write_items(inputs: TrainingInputs, config: Config, draft: Path, dates: Seq
     (draft / ITEMS).mkdir()
     items, events = inputs.tables[Role.ITEMS], inputs.tables[Role.EVENTS]
     for ds in dates:
-        pq.write_table(item_table(items, events, ds=ds, config=config), draft / ITEMS / f"{ds}.parquet")
+        pq.write_table(item_table(items, events, ds=ds, features=config.features), draft / ITEMS / f"{ds}.parquet")
     known = events.where(before(Col.EVENT_TS, inputs.validation_date)).where(F.col(Col.ITEM_ID).isNotNull())
     counted = known.groupBy(Col.ITEM_ID).agg(F.count(F.lit(1)).alias("events"))
     pq.write_table(counted.toArrow().sort_by(Col.ITEM_ID), draft / ITEM_EVENTS)

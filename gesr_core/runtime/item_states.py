@@ -6,7 +6,8 @@
 - `ids.arrow`: for STRING ids alone, the ids in the order of the keys (a key is Spark's xxhash64 of the id);
 - `inputs.safetensors`: the encoded features, by which the next export knows which rows changed;
 - `manifest.json`: the SHA-256 of each, and the items version: the hash of ids and inputs.
-`<ds>/latest` names the items version that is current. Folders are renamed into place and never changed.
+`<ds>/latest` names the items version that is current, `<ds>/provenance.json` the table versions that it was made from.
+Folders are renamed into place and never changed.
 
 Legend: R items, C categorical features, F numeric features, M match fields, D model width.
 """
@@ -33,13 +34,8 @@ from gesr_core.model.inputs import ItemFeatures, ItemState
 from gesr_core.runtime.item_index import ItemIndex
 
 FORMAT_VERSION: Final = 1
-MANIFEST, STATES, INPUTS, IDS, LATEST = (
-    "manifest.json",
-    "states.safetensors",
-    "inputs.safetensors",
-    "ids.arrow",
-    "latest",
-)
+MANIFEST, STATES, INPUTS, IDS = "manifest.json", "states.safetensors", "inputs.safetensors", "ids.arrow"
+LATEST, PROVENANCE = "latest", "provenance.json"
 # Rows are encoded in blocks of one shape, so that a row's state does not depend on how many others are new with it.
 BLOCK_ROWS: Final = 8192
 _VERSION_DIGITS: Final = 16
@@ -95,11 +91,27 @@ class Exported:
     encoded_rows: int
 
 
-def export_item_states(root: Path, *, checkpoint_id: str, ds: str, catalogue: Catalogue, encode: Encode) -> Exported:
+def export_item_states(
+    root: Path,
+    *,
+    checkpoint_id: str,
+    ds: str,
+    catalogue: Catalogue,
+    encode: Encode,
+    provenance: Mapping[str, Any] | None = None,
+) -> Exported:
     """Write the states of a catalogue, and make them current for `ds`.
 
     Rows whose inputs are those of the newest earlier export of the checkpoint are copied from it. An export that exists
     is left as it is.
+
+    Args:
+        root: the folder of all item states.
+        checkpoint_id: whose states these are.
+        ds: the day as of which the catalogue was read.
+        catalogue: the encoded items.
+        encode: the checkpoint's `encode_items`.
+        provenance: what the catalogue was made from, for `is_current`.
     """
     folder = root / checkpoint_id / ds
     path = folder / catalogue.items_version
@@ -107,8 +119,20 @@ def export_item_states(root: Path, *, checkpoint_id: str, ds: str, catalogue: Ca
     if not (path / MANIFEST).is_file():
         state, encoded_rows = _encode_changed(catalogue, _newest(root / checkpoint_id), encode)
         _write(path, catalogue, state, {"checkpoint_id": checkpoint_id, "ds": ds, "rows": rows})
+    # First what vouches for the alias goes, then the alias changes: a kill between them costs a second export, no more.
+    (folder / PROVENANCE).unlink(missing_ok=True)
     replace_file(folder / LATEST, f"{path.name}\n".encode())
+    if provenance is not None:
+        replace_file(folder / PROVENANCE, json_bytes(provenance))
     return Exported(path, rows, encoded_rows)
+
+
+def is_current(root: Path, *, checkpoint_id: str, ds: str, provenance: Mapping[str, Any]) -> bool:
+    """Say whether the export of `ds` was made from exactly this, so that there is nothing to do."""
+    recorded = root / checkpoint_id / ds / PROVENANCE
+    if not recorded.is_file() or recorded.read_bytes() != json_bytes(provenance):
+        return False
+    return (resolve_item_states(root, checkpoint_id=checkpoint_id, ds=ds) / MANIFEST).is_file()
 
 
 def resolve_item_states(root: Path, *, checkpoint_id: str, ds: str) -> Path:
