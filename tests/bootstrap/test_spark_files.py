@@ -118,7 +118,7 @@ def test_plain_spark_submit_replaces_a_day_in_delta_without_a_word_of_its_own(tm
     assert submit == str(bin_folder / "spark-submit")
     # Delta reads its log in 50 tasks otherwise, whatever there is to read
     small = ["--conf", "spark.databricks.delta.snapshotPartitions=1", "--conf", "spark.sql.shuffle.partitions=1"]
-    command = [submit, *small, script, tmp_path / "table"]
+    command = [submit, *small, str(script), str(tmp_path / "table")]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, done.stderr, done.returncode) == ("3\n", "", 0)
     commits = sorted((tmp_path / "table/_delta_log").glob("*.json"))
