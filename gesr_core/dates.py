@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Sequence
 
-from gesr_core.errors import ConfigurationError
+from gesr_core.errors import ConfigurationError, InputError
 
 _DS = re.compile(r"\d{4}-\d{2}-\d{2}")
 
@@ -32,3 +33,31 @@ def request_time_us(ds: str) -> int:
 def shift_ds(ds: str, *, days: int) -> str:
     """Return the `ds` that lies `days` later (earlier when negative)."""
     return (request_time(ds) + dt.timedelta(days=days)).strftime("%Y-%m-%d")
+
+
+def impression_dates(ds: str, *, dates: int, step_days: int, window_days: int) -> list[str]:
+    """Return the `dates` past days to make impressions of, oldest first.
+
+    Label windows are [request time, + window_days); the newest one closes at the request time of `ds`.
+    """
+    return [shift_ds(ds, days=-window_days - step_days * back) for back in reversed(range(dates))]
+
+
+def split_dates(dates: Sequence[str], *, ds: str, window_days: int) -> tuple[list[str], str]:
+    """Split impression dates into those to train on, oldest first, and the one to validate on.
+
+    Validation is the last date whose label window closes by the request time of `ds`; training dates are those whose
+    windows close by the validation's request time. What overlaps either boundary is in neither.
+
+    Raises:
+        InputError: no date is left to validate on, or none to train on.
+    """
+    closed = [date for date in sorted(set(dates)) if shift_ds(date, days=window_days) <= ds]
+    train = [date for date in closed if shift_ds(date, days=window_days) <= closed[-1]]
+    if not train:
+        raise InputError(
+            f"impressions of {sorted(set(dates))} leave no date to {'train' if closed else 'validate'} on before {ds}: a "
+            f"label window of {window_days} days must close before the next split's first request time "
+            "(run build_candidates.py --impressions, or raise impressions.dates)"
+        )
+    return train, closed[-1]

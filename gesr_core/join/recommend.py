@@ -6,7 +6,7 @@ cut partitions and batches. Legend: U users of a block, A items with a factor, D
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -42,19 +42,25 @@ class Slots:
 
 
 def recommend(
-    batches: Iterator[pa.RecordBatch], *, items: ItemTable, als_items: int, max_candidates: int
+    batches: Iterator[pa.RecordBatch], *, items: Mapping[str, ItemTable], als_items: int, max_candidates: int
 ) -> Iterator[pa.RecordBatch]:
-    """Turn blocks of users into rows (user_id, candidates), one batch per block.
+    """Turn rows (ds, block of users) into rows (ds, user_id, candidates), one batch per block.
 
-    A batch has one column `block`: a list of structs (user_index, user_id, own: list of (item_index, score) in retrieval
-    order, factors: list of float, null for a user without). Candidates come in retrieval order: own items first, then
-    popular and als items in turn; an item keeps its first place and source; at most `max_candidates` remain.
+    A block is a list of structs (user_index, user_id, own: list of (item_index, score) in retrieval order, factors: list
+    of float, null for a user without). Candidates come in retrieval order: own items first, then popular and als items in
+    turn; an item keeps its first place and source; at most `max_candidates` remain.
+
+    Args:
+        batches: the rows.
+        items: the item side of each ds.
+        als_items: how many als items a user gets.
+        max_candidates: how many candidates a user gets.
     """
     for batch in batches:
-        for block in batch.column(0):
-            users = block.values
-            slots = union_of_sources(users, items=items, als_items=als_items)
-            yield _as_batch(users.field("user_id"), slots, keep_first(slots.index_UW, limit=max_candidates), items.ids)
+        for ds, block in zip(batch.column(0).to_pylist(), batch.column(1), strict=True):
+            slots = union_of_sources(block.values, items=items[ds], als_items=als_items)
+            kept_UW = keep_first(slots.index_UW, limit=max_candidates)
+            yield _as_batch(ds, block.values.field("user_id"), slots, kept_UW, items[ds].ids)
 
 
 def union_of_sources(users: pa.StructArray, *, items: ItemTable, als_items: int) -> Slots:
@@ -119,7 +125,9 @@ def _padded_own(own: pa.ListArray) -> tuple[Ints, Floats]:
     return index_UW, score_UW
 
 
-def _as_batch(user_ids: pa.Array, slots: Slots, kept_UW: npt.NDArray[np.bool_], ids: pa.Array) -> pa.RecordBatch:
+def _as_batch(
+    ds: str, user_ids: pa.Array, slots: Slots, kept_UW: npt.NDArray[np.bool_], ids: pa.Array
+) -> pa.RecordBatch:
     offsets = np.concatenate([[0], np.cumsum(kept_UW.sum(axis=1))]).astype(np.int32)
     source_UW = np.broadcast_to(slots.source_W, kept_UW.shape)
     columns: dict[str, Any] = {
@@ -129,4 +137,5 @@ def _as_batch(user_ids: pa.Array, slots: Slots, kept_UW: npt.NDArray[np.bool_], 
     }
     structs = pa.StructArray.from_arrays(list(columns.values()), names=list(columns))
     candidates = pa.ListArray.from_arrays(pa.array(offsets), structs)
-    return pa.RecordBatch.from_arrays([user_ids, candidates], names=["user_id", "candidates"])
+    ds_column = pa.repeat(pa.scalar(ds), len(user_ids))
+    return pa.RecordBatch.from_arrays([ds_column, user_ids, candidates], names=["ds", "user_id", "candidates"])

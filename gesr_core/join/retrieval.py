@@ -1,27 +1,29 @@
 """A stand-in retrieval for people who have none: own past items, popularity and ALS. Driver only; DataFrame -> DataFrame.
 
-Everything comes from the events strictly before a request time, compared as microseconds since 1970, so that neither
-later events nor the session's time zone can matter. Not a recommender to be proud of: it feeds the ranking.
+Everything of a date comes from the events strictly before its request time, compared as microseconds since 1970, so that
+neither later events nor the session's time zone can matter. All dates go through one plan; only ALS is fitted for each.
+Not a recommender to be proud of: it feeds the ranking.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.ml.recommendation import ALS, ALSModel
 from pyspark.sql import Column, DataFrame, Window, functions as F
 
 from gesr_core.config import CandidatesConfig
 from gesr_core.join.recommend import ItemTable, recommend
-from gesr_core.names import Col
+from gesr_core.join.request_times import DAY_US, with_request_times
+from gesr_core.names import Col, Role
 from gesr_core.schema import written_columns
-from gesr_core.names import Role
 
-DAY_US: Final = 86_400_000_000
 # Ids are numbered within hash buckets, so that no single task sorts them all.
 _BUCKETS: Final = 64
 _BLOCK_USERS: Final = 512
@@ -29,7 +31,7 @@ _BLOCK_USERS: Final = 512
 
 @dataclass(frozen=True)
 class NumberedEvents:
-    """Events on dense integers, which ALS wants.
+    """Events on small integers, which ALS wants.
 
     A number depends on the id's text and its first event alone, and on earlier ones: events that come later leave the
     numbers of what was there before untouched. BIGINT and STRING ids get the same numbers.
@@ -40,14 +42,18 @@ class NumberedEvents:
     items: DataFrame  # item_index, item_id, first_us
 
 
-def instant_us(column: Column) -> Column:
-    """Return a timestamp as microseconds since 1970 UTC, whatever the session's time zone."""
-    return F.unix_micros(column)
+@dataclass(frozen=True)
+class Fitted:
+    """What was fitted for each date: the item side on the driver, the factors (ds, user_index, factors) in Spark."""
+
+    items: Mapping[str, ItemTable]
+    user_factors: DataFrame
 
 
 def number_events(events: DataFrame) -> NumberedEvents:
     """Number users and items by first appearance; events without user, item or time are dropped."""
-    known = events.select(Col.USER_ID, Col.ITEM_ID, instant_us(F.col(Col.EVENT_TS)).alias("event_us")).dropna()
+    event_us = F.unix_micros(Col.EVENT_TS).alias("event_us")
+    known = events.select(Col.USER_ID, Col.ITEM_ID, event_us).dropna()
     users = _numbered(known, Col.USER_ID, "user_index")
     items = _numbered(known, Col.ITEM_ID, "item_index")
     numbered = known.join(users, on=Col.USER_ID, how="inner").join(items, on=Col.ITEM_ID, how="inner")
@@ -63,58 +69,65 @@ def _numbered(known: DataFrame, id_column: str, index: str) -> DataFrame:
     return first.select(number.cast("int").alias(index), id_column, "first_us")
 
 
-def user_item_pairs(numbered: NumberedEvents, *, request_us: int, settings: CandidatesConfig) -> DataFrame:
-    """Count each user's events with each item before the request time.
+def user_item_pairs(numbered: NumberedEvents, *, dates: Sequence[str], settings: CandidatesConfig) -> DataFrame:
+    """Sum up each user's events with each item before the request time of each date.
 
-    Columns: user_index, item_index, events, recent_events (within `popular_days`), last_us.
+    Columns: ds, user_index, item_index, events, recent_events (within `popular_days`), age_us (from the last event to the
+    request time), item_events (of all users). It is read several times: persist it.
     """
-    recent = F.col("event_us") >= request_us - settings.popular_days * DAY_US
-    return (
-        numbered.events.where(F.col("event_us") < request_us)
-        .groupBy("user_index", "item_index")
-        .agg(
-            F.count("*").alias("events"),
-            F.count_if(recent).alias("recent_events"),
-            F.max("event_us").alias("last_us"),
-        )
+    past = with_request_times(numbered.events, dates, when=F.col("event_us") < F.col("request_us"))
+    age_us = F.col("request_us") - F.col("event_us")
+    pairs = past.groupBy(Col.DS, "user_index", "item_index").agg(
+        F.count("*").alias("events"),
+        F.count_if(age_us <= settings.popular_days * DAY_US).alias("recent_events"),
+        F.min(age_us).alias("age_us"),
     )
+    item_events = past.groupBy(Col.DS, "item_index").agg(F.count("*").alias("item_events"))
+    return pairs.join(item_events, on=[Col.DS, "item_index"], how="inner")
 
 
-def active_users(
-    pairs: DataFrame, numbered: NumberedEvents, *, request_us: int, settings: CandidatesConfig
-) -> DataFrame:
-    """Return the users (user_index, user_id) with an event within `active_days` before the request time."""
-    since_us = request_us - settings.active_days * DAY_US
-    active = pairs.groupBy("user_index").agg(F.max("last_us").alias("last_us")).where(F.col("last_us") >= since_us)
-    return active.join(numbered.users, on="user_index", how="inner").select("user_index", Col.USER_ID)
+def active_users(pairs: DataFrame, numbered: NumberedEvents, *, settings: CandidatesConfig) -> DataFrame:
+    """Return the users (ds, user_index, user_id) with an event within `active_days` before the request time."""
+    youngest = pairs.groupBy(Col.DS, "user_index").agg(F.min("age_us").alias("age_us"))
+    active = youngest.where(F.col("age_us") <= settings.active_days * DAY_US)
+    return active.join(numbered.users, on="user_index", how="inner").select(Col.DS, "user_index", Col.USER_ID)
 
 
-def retrieve(
-    pairs: DataFrame, users: DataFrame, numbered: NumberedEvents, *, request_us: int, settings: CandidatesConfig
-) -> DataFrame:
-    """Return (user_id, candidates) of `users`, fitted on `pairs`, as `recommend.recommend` orders and cuts them.
+def fit(pairs: DataFrame, numbered: NumberedEvents, *, dates: Sequence[str], settings: CandidatesConfig) -> Fitted:
+    """Fit each date on its own pairs.
 
-    Fitting ALS and fetching the item factors run Spark jobs here: the item side (ids, counts and rank x items floats)
-    must fit the driver and a worker. `pairs` is read several times: persist it.
+    Runs Spark jobs. The item side of all dates (ids, counts and rank x items floats) must fit the driver and a worker.
     """
-    item_counts = _item_counts(pairs, numbered, request_us=request_us)
-    model = _fit_als(pairs, item_counts, settings)
-    items = _item_table(item_counts, model, settings)
-    blocks = _blocks(pairs, users, model, request_us=request_us, settings=settings)
-    item_type = numbered.items.schema[Col.ITEM_ID].dataType.simpleString()
+    counts = _item_counts(pairs, numbered)
+    items: dict[str, ItemTable] = {}
+    factors: list[DataFrame] = []
+    for ds in dates:
+        of_date = counts.filter(pc.field(Col.DS) == ds)
+        model = _fit_als(pairs.where(F.col(Col.DS) == ds), of_date, settings)
+        items[ds] = _item_table(of_date, model, settings)
+        if model is not None:
+            factors.append(model.userFactors.select(F.lit(ds).alias(Col.DS), "id", "features"))
+    none = pairs.select(Col.DS, "user_index", F.lit(None).cast("array<float>").alias("factors")).limit(0)
+    return Fitted(items, reduce(DataFrame.union, factors).toDF(*none.columns) if factors else none)
+
+
+def retrieve(pairs: DataFrame, users: DataFrame, fitted: Fitted, *, item_type: str, settings: CandidatesConfig) -> DataFrame:
+    """Return (ds, user_id, candidates) of `users`, in the order and with the cut of `recommend.recommend`."""
     user_type = users.schema[Col.USER_ID].dataType.simpleString()
     columns = written_columns(Role.CANDIDATES, user=user_type, item=item_type)
-    schema = ", ".join(f"{name} {columns[name]}" for name in (Col.USER_ID, Col.CANDIDATES))
-    work = partial(recommend, items=items, als_items=settings.als_items, max_candidates=settings.max_candidates)
-    return blocks.mapInArrow(work, schema)
+    schema = ", ".join(f"{name} {type_}" for name, type_ in columns.items())
+    work = partial(
+        recommend, items=fitted.items, als_items=settings.als_items, max_candidates=settings.max_candidates
+    )
+    return _blocks(pairs, users, fitted.user_factors, settings=settings).mapInArrow(work, schema)
 
 
-def _item_counts(pairs: DataFrame, numbered: NumberedEvents, *, request_us: int) -> pa.Table:
-    """Fetch item_index, item_id, events and recent_events of every item with an event before the request time."""
-    counts = pairs.groupBy("item_index").agg(
+def _item_counts(pairs: DataFrame, numbered: NumberedEvents) -> pa.Table:
+    """Fetch ds, item_index, item_id, events and recent_events of every item with an event before the request time."""
+    counts = pairs.groupBy(Col.DS, "item_index").agg(
         F.sum("events").alias("events"), F.sum("recent_events").alias("recent_events")
     )
-    ids = numbered.items.where(F.col("first_us") < request_us).select("item_index", Col.ITEM_ID)
+    ids = numbered.items.select("item_index", Col.ITEM_ID)
     return counts.join(ids, on="item_index", how="inner").toArrow().sort_by("item_index")
 
 
@@ -127,14 +140,12 @@ def _fit_als(pairs: DataFrame, item_counts: pa.Table, settings: CandidatesConfig
     frequent = int((item_counts["events"].to_numpy() >= settings.als_min_item_events).sum())
     if not frequent or not settings.als_items:
         return None
-    enough = pairs.groupBy("item_index").agg(F.sum("events").alias("item_events"))
-    enough = enough.where(F.col("item_events") >= settings.als_min_item_events).select("item_index")
     blocks = F.lit(settings.als_blocks)
     block = (F.col("user_index") % blocks) * blocks + F.col("item_index") % blocks
     ratings = (
-        pairs.join(enough, on="item_index", how="left_semi")
+        pairs.where(F.col("item_events") >= settings.als_min_item_events)
         .select("user_index", "item_index", F.col("events").cast("float").alias("rating"))
-        .repartition(block)
+        .repartition(settings.als_blocks**2, block)
         .sortWithinPartitions("user_index", "item_index")
     )
     return ALS(
@@ -184,27 +195,26 @@ def _by_index(item_counts: pa.Table) -> pa.Array:
     return item_counts[Col.ITEM_ID].combine_chunks().take(pa.array(place))
 
 
-def _blocks(
-    pairs: DataFrame, users: DataFrame, model: ALSModel | None, *, request_us: int, settings: CandidatesConfig
-) -> DataFrame:
-    """Gather users, with their own items and factors, into rows of one block each."""
-    age_days = (F.lit(request_us) - F.col("last_us")) / F.lit(float(DAY_US))
-    score = F.col("events") / (F.lit(1.0) + age_days / F.lit(settings.own_decay_days))
-    ranked = F.struct(score.alias("score"), (-F.col("item_index")).alias("minus_index"))
-    own = F.slice(F.sort_array(F.collect_list(ranked), asc=False), 1, settings.own_items) if settings.own_items else F.array()
-    own = F.transform(own, lambda e: F.struct((-e["minus_index"]).alias("item_index"), e["score"].alias("score")))
+def _blocks(pairs: DataFrame, users: DataFrame, user_factors: DataFrame, *, settings: CandidatesConfig) -> DataFrame:
+    """Gather users, with their own items and factors, into rows (ds, block) of one block of users each."""
     rows = (
-        pairs.join(users, on="user_index", how="inner")
-        .groupBy("user_index", Col.USER_ID)
-        .agg(own.alias("own"))
-        .join(_user_factors(model, users), on="user_index", how="left")
+        pairs.join(users, on=[Col.DS, "user_index"], how="inner")
+        .groupBy(Col.DS, "user_index", Col.USER_ID)
+        .agg(_own_items(settings).alias("own"))
+        .join(user_factors, on=[Col.DS, "user_index"], how="left")
     )
     user = F.struct("user_index", Col.USER_ID, "own", "factors")
-    block = F.floor(F.col("user_index") / F.lit(_BLOCK_USERS))
-    return rows.groupBy(block.alias("block_index")).agg(F.sort_array(F.collect_list(user)).alias("block")).select("block")
+    block_index = F.floor(F.col("user_index") / F.lit(_BLOCK_USERS)).alias("block_index")
+    blocks = rows.groupBy(Col.DS, block_index).agg(F.sort_array(F.collect_list(user)).alias("block"))
+    return blocks.select(Col.DS, "block")
 
 
-def _user_factors(model: ALSModel | None, users: DataFrame) -> DataFrame:
-    if model is None:
-        return users.select("user_index", F.lit(None).cast("array<float>").alias("factors")).limit(0)
-    return model.userFactors.select(F.col("id").alias("user_index"), F.col("features").alias("factors"))
+def _own_items(settings: CandidatesConfig) -> Column:
+    """Aggregate a user's pairs to the best `own_items` (item_index, score): the frequent and recent ones first."""
+    age_days = F.col("age_us") / F.lit(float(DAY_US))
+    score = F.col("events") / (F.lit(1.0) + age_days / F.lit(settings.own_decay_days))
+    # Ties by item index, ascending, under a descending sort.
+    ranked = F.struct(score.alias("score"), (-F.col("item_index")).alias("minus_index"))
+    best = F.sort_array(F.collect_list(ranked), asc=False)
+    kept = F.filter(best, lambda _, place: place < settings.own_items)
+    return F.transform(kept, lambda own: F.struct((-own["minus_index"]).alias("item_index"), own["score"].alias("score")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,7 +60,9 @@ def full_disk_explained(ref: TableRef) -> Iterator[None]:
         # Spark wraps the JVM's IOException several times over: its text is what all the wrappings have in common.
         if os.strerror(errno.ENOSPC) not in str(err):
             raise
-        raise GesrError(f"no space left on the device while writing {ref.role} to {ref.location}: nothing was committed") from err
+        raise GesrError(
+            f"no space left on the device while writing {ref.role} to {ref.location}: nothing was committed"
+        ) from err
 
 
 def create_table(
@@ -95,9 +97,7 @@ def create_or_replace(df: DataFrame, ref: TableRef, *, properties: Mapping[str, 
         writer.createOrReplace()
 
 
-def append(
-    df: DataFrame, ref: TableRef, *, metadata: str | None = None, txn: tuple[str, int] | None = None
-) -> None:
+def append(df: DataFrame, ref: TableRef, *, metadata: str | None = None, txn: tuple[str, int] | None = None) -> None:
     """Append rows in one commit; `metadata` becomes the commit's user metadata, `txn` is as in `replace_where`."""
     _commit(_with_options(df.write.format("delta").mode("append"), metadata, txn), ref)
 
@@ -107,23 +107,28 @@ def replace_where(
     ref: TableRef,
     *,
     column: str,
-    value: str,
+    value: str | Sequence[str],
     metadata: str | None = None,
     txn: tuple[str, int] | None = None,
 ) -> None:
-    """Replace the partition `column` = `value` in one commit.
+    """Replace the partition `column` = `value`, or those of several values, in one commit.
 
     `txn` = (application id, version): Delta skips the commit in silence when that application already committed this
     version or a later one, and reports success; the caller must read back what stands there.
     """
-    quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-    writer = df.write.format("delta").mode("overwrite").option("replaceWhere", f"{column} = '{quoted}'")
+    values = ", ".join(map(_quoted, [value] if isinstance(value, str) else value))
+    writer = df.write.format("delta").mode("overwrite").option("replaceWhere", f"{column} IN ({values})")
     _commit(_with_options(writer, metadata, txn), ref)
 
 
 def overwrite(df: DataFrame, ref: TableRef, *, metadata: str | None = None) -> None:
     """Replace the whole table in one commit; its schema stays."""
     _commit(_with_options(df.write.format("delta").mode("overwrite"), metadata, None), ref)
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _with_options(writer: DataFrameWriter, metadata: str | None, txn: tuple[str, int] | None) -> DataFrameWriter:
