@@ -209,5 +209,5 @@ def write_toy_checkpoint(config: Config, *, model: str = "gesr", seed: int = 1, 
         model_config=config.models[model],
         weights=weights,
         features=space,
-        facts={"seed": seed},
+        facts={"inputs": {"configuration": {"features": config.features.model_dump(mode="json")}}},
     )

@@ -1,0 +1,76 @@
+"""Fixtures that all tests share. Nothing here starts a JVM until a test asks for `spark`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gesr_core.config import Config, load_config
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+@pytest.fixture(scope="session")
+def spark_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """One session for the whole test process: a JVM takes longer to start than most tests take."""
+    from pyspark.sql import SparkSession
+
+    scratch = tmp_path_factory.mktemp("spark")
+    keys = {
+        "spark.master": "local[2]",
+        "spark.driver.memory": "2g",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        # Nothing lands in the checkout.
+        "spark.sql.warehouse.dir": str(scratch / "warehouse"),
+        "spark.local.dir": str(scratch / "local"),
+        "spark.driver.extraJavaOptions": f"-Dderby.system.home={scratch} -XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        "spark.executorEnv.PYTHONPATH": str(Path(__file__).parents[1]),
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.sql.execution.arrow.pyspark.validateSchema.enabled": "true",
+        # A handful of rows each: every further partition is a task that does nothing.
+        "spark.sql.shuffle.partitions": "2",
+        "spark.databricks.delta.snapshotPartitions": "1",
+        # Compiling a plan takes longer than running it on a handful of rows.
+        "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+        # So does running each of its stages as a job of its own.
+        "spark.sql.adaptive.enabled": "false",
+    }
+    # Workers must find this interpreter, whichever environment is active.
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    builder = SparkSession.builder.appName("tests")
+    for key, value in keys.items():
+        builder = builder.config(key, value)
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def spark(spark_session: SparkSession) -> Iterator[SparkSession]:
+    """The session, with nothing cached left behind."""
+    yield spark_session
+    spark_session.catalog.clearCache()
+
+
+@pytest.fixture
+def job_args(tmp_path: Path) -> list[str]:
+    """Command-line options that put every table of `local` into a folder of this test alone."""
+    return ["--env", "local", "--set", f"tables.root={tmp_path / 'tables'}"]
+
+
+@pytest.fixture
+def config(job_args: list[str]) -> Config:
+    """The `local` configuration with every table in a folder of this test alone."""
+    return load_config("local", overrides=[job_args[-1]])
