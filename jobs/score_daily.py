@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from pyspark.sql import SparkSession
 
-from gesr_core.daily import DailyRun, already_published, open_run, pin_newest
+from gesr_core.daily.pinning import pin_newest
+from gesr_core.daily.run import DailyRun, already_published, open_run
 from gesr_core.entry import job_config, job_parser, run_job
 from gesr_core.failpoints import reach
 from gesr_core.io.session import open_session
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint",
         metavar="NAME|NAME/ID|FOLDER",
-        help="a model's newest checkpoint, one of its checkpoints, or a folder (default: training.model of the configuration)",
+        help="a model's newest checkpoint, one of its checkpoints, or a folder (default: training.model)",
     )
     parser.add_argument(
         "--target", default="scores", help="table to publish to; a second model gets its own (default: scores)"

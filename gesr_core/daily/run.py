@@ -1,4 +1,4 @@
-"""The steps of score_daily, composed from io, join, runtime and sink for jobs/score_daily.py. Driver only."""
+"""A run of score_daily, step by step: open or resume, stage, accept, gate, publish, finish. Driver only."""
 
 from __future__ import annotations
 
@@ -10,40 +10,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
-from pathlib import Path
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
 import gesr_core
-from gesr_core.config import Config, TableRef
-from gesr_core.content import sha256_of
+from gesr_core.config import Config
+from gesr_core.daily.day import Day
+from gesr_core.daily.pinning import Pinned, asked_checkpoint, pin_again, pin_newest, user_features
 from gesr_core.errors import GateRefused, InputError
-from gesr_core.io.daily import InputTable, newest_days, read_daily
-from gesr_core.io.tables import read_table, require_columns, table_exists
 from gesr_core.join.requests import build_requests, users_at
 from gesr_core.join.shards import shard_of
 from gesr_core.names import Col, Role
-from gesr_core.runtime.device import choose_device
-from gesr_core.runtime.item_states import resolve_item_states
-from gesr_core.runtime.worker import ScoreShards
-from gesr_core.schema import written_columns
 from gesr_core.sink.gate import check_gate, count_candidates, count_staged
-from gesr_core.sink.ledger import LedgerRow, append_ledger, read_ledger
+from gesr_core.sink.ledger import LedgerRow, append_ledger
 from gesr_core.sink.progress import Progress
 from gesr_core.sink.publish import publish, quarantine
-from gesr_core.sink.run import (
-    JOB,
-    Pins,
-    Publication,
-    Run,
-    accepted_shards,
-    new_run_id,
-    opened,
-    pin_table,
-    read_publication,
-    unfinished,
-)
+from gesr_core.sink.run import Run, accepted_shards, new_run_id, opened, unfinished
 from gesr_core.sink.staging import (
     accepted_rows,
     attempt_counts,
@@ -53,22 +36,9 @@ from gesr_core.sink.staging import (
     stage,
     waves,
 )
-from gesr_core.sink.tables import create_table
-from gesr_core.training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
-from gesr_core.udf import result_fields, score_with_udf, scoring_task
+from gesr_core.udf import result_fields, score_with_udf
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Pinned:
-    """What a run reads: the rows of each input, the checkpoint, where the item states lie, and the pins that say so."""
-
-    inputs: Mapping[Role, InputTable]
-    checkpoint: Checkpoint
-    item_states: Path
-    pins: Pins
-    task: ScoreShards
 
 
 def already_published(spark: SparkSession, config: Config, args: argparse.Namespace) -> bool:
@@ -77,7 +47,7 @@ def already_published(spark: SparkSession, config: Config, args: argparse.Namesp
     Raises:
         InputError: it is published from other content, model or configuration, and there is no `--replace`.
     """
-    day = _Day(spark, config, args.ds, args.target)
+    day = Day(spark, config, args.ds, args.target)
     standing = day.standing()
     if standing is None or args.replace:
         return False
@@ -109,14 +79,14 @@ def open_run(spark: SparkSession, config: Config, args: argparse.Namespace) -> D
     Raises:
         InputError: an input is missing, or a pinned version of unfinished work is gone.
     """
-    day = _Day(spark, config, args.ds, args.target)
+    day = Day(spark, config, args.ds, args.target)
     standing = day.standing()
     generation = standing.generation if standing else 0
-    checkpoint_id = _checkpoint(config, args).checkpoint_id if args.checkpoint else None
+    checkpoint_id = asked_checkpoint(config, args).checkpoint_id if args.checkpoint else None
     former = unfinished(
         day.ledger(), generation=generation, checkpoint_id=checkpoint_id, configuration=config.scoring_hash()
     )
-    pinned = _pin_again(spark, config, args.ds, former.pins) if former else pin_newest(spark, config, args)
+    pinned = pin_again(spark, config, args.ds, former.pins) if former else pin_newest(spark, config, args)
     day.create_tables(pinned)
     run = Run(args.ds, args.target, new_run_id(), generation, pinned.pins, resumes=former.run_id if former else None)
     append_ledger(spark, day.ledger_ref, [run.opening()])
@@ -124,126 +94,11 @@ def open_run(spark: SparkSession, config: Config, args: argparse.Namespace) -> D
     return DailyRun(day, run, pinned)
 
 
-def pin_newest(
-    spark: SparkSession, config: Config, args: argparse.Namespace, *, known: Pins | None = None, log_plan: bool = False
-) -> Pinned:
-    """Check everything that scoring a `ds` needs, and pin its newest state.
-
-    Args:
-        spark: the session.
-        config: the resolved configuration.
-        args: the command line.
-        known: pins whose digests hold where the version is the same; histories may then have moved on.
-        log_plan: say what a run would read (`--dry-run`).
-
-    Raises:
-        InputError: a table, column, day, checkpoint or item states are missing.
-        ConfigurationError: the device that is configured is not there.
-    """
-    checkpoint = _checkpoint(config, args)
-    states = resolve_item_states(config.folder("item_states"), checkpoint_id=checkpoint.checkpoint_id, ds=args.ds)
-    task = scoring_task(config, ds=args.ds, checkpoint=checkpoint, item_states=states)
-    device = choose_device(config.scoring.device)
-    features = _user_features(checkpoint)
-    inputs = read_daily(spark, config, ds=args.ds, user_features=features, without_histories=known is not None)
-    tables = {
-        role.value: pin_table(
-            table.df,
-            location=table.location,
-            version=table.version,
-            known=known.inputs.get(role.value) if known else None,
-        )
-        for role, table in inputs.items()
-    }
-    if tables[Role.CANDIDATES.value].digest.startswith("0:"):
-        days = ", ".join(newest_days(read_table(spark, config.table(Role.CANDIDATES)), days=3)) or "none"
-        raise InputError(
-            f"candidates ({inputs[Role.CANDIDATES].location}) has no row for ds {args.ds}; its newest: {days}"
-        )
-    pins = Pins(
-        tables,
-        {"path": str(checkpoint.path), "id": checkpoint.checkpoint_id, "model": checkpoint.model_name},
-        {"path": str(states), "version": task.items_version, "sha256": sha256_of(states / "manifest.json")},
-        config.scoring_hash(),
-    )
-    if log_plan:
-        _log_plan(pins, device=str(device), shards=config.scoring.shards)
-    return Pinned(inputs, checkpoint, states, pins, task)
-
-
-def _pin_again(spark: SparkSession, config: Config, ds: str, pins: Pins) -> Pinned:
-    """Read again exactly what an unfinished run pinned."""
-    checkpoint = load_checkpoint(Path(pins.checkpoint["path"]))
-    if checkpoint.checkpoint_id != pins.checkpoint["id"]:
-        raise InputError(
-            f"{pins.checkpoint['path']} is no longer the checkpoint {pins.checkpoint['id']} that was pinned"
-        )
-    states = Path(pins.item_states["path"])
-    task = scoring_task(config, ds=ds, checkpoint=checkpoint, item_states=states)
-    where = {Role(role): (table.location, table.version) for role, table in pins.inputs.items()}
-    inputs = read_daily(spark, config, ds=ds, user_features=_user_features(checkpoint), pinned=where)
-    return Pinned(inputs, checkpoint, states, pins, task)
-
-
-@dataclass
-class _Day:
-    """The tables of one (ds, target) in one session."""
-
-    spark: SparkSession
-    config: Config
-    ds: str
-    target: str
-
-    @property
-    def scores_ref(self) -> TableRef:
-        return self.config.table(Role.SCORES, target=self.target)
-
-    @property
-    def ledger_ref(self) -> TableRef:
-        return self.config.table(Role.LEDGER)
-
-    def standing(self) -> Publication | None:
-        """What stands for the `ds` in the newest version of the target."""
-        if not table_exists(self.spark, self.scores_ref):
-            return None
-        return read_publication(read_table(self.spark, self.scores_ref), self.ds)
-
-    def ledger(self) -> list[LedgerRow]:
-        return read_ledger(self.spark, self.ledger_ref, job=JOB, ds=self.ds, target=self.target)
-
-    def staging(self) -> DataFrame:
-        return read_table(self.spark, self.config.table(Role.STAGING))
-
-    def create_tables(self, pinned: Pinned) -> None:
-        """Create what the run writes, with the id types of its candidates."""
-        candidates = pinned.inputs[Role.CANDIDATES].df
-        item = candidates.schema[Col.CANDIDATES].dataType.elementType[Col.ITEM_ID].dataType.simpleString()  # type: ignore[attr-defined]
-        user = candidates.schema[Col.USER_ID].dataType.simpleString()
-        tasks = pinned.checkpoint.features.tasks
-        feed = {"delta.enableChangeDataFeed": "true"}
-        for role, ref in ((Role.STAGING, self.config.table(Role.STAGING)), (Role.SCORES, self.scores_ref)):
-            columns = written_columns(role, user=user, item=item, tasks=tasks)
-            create_table(self.spark, ref, columns, properties=feed if role is Role.SCORES else {})
-        create_table(self.spark, self.config.table(Role.QUARANTINE), written_columns(Role.QUARANTINE))
-        self._require_columns(self.scores_ref, written_columns(Role.SCORES, user=user, item=item, tasks=tasks))
-
-    def _require_columns(self, ref: TableRef, columns: Mapping[str, str]) -> None:
-        table = read_table(self.spark, ref)
-        require_columns(table, list(columns), where=f"{ref.role} ({ref.location})")
-        for name, expected in columns.items():
-            found = table.schema[name].dataType.simpleString()
-            if found != expected:
-                raise InputError(
-                    f"{ref.role} ({ref.location}): column {name!r} is {found}, but this checkpoint writes {expected}; "
-                    "publish to another --target or migrate the table"
-                )
-
-
 @dataclass
 class DailyRun:
     """An open run and its steps, in the order in which jobs/score_daily.py takes them."""
 
-    day: _Day
+    day: Day
     run: Run
     pinned: Pinned
     started_s: float = field(default_factory=time.monotonic)
@@ -356,7 +211,7 @@ class DailyRun:
     def _requests(self, shards: Sequence[int]) -> DataFrame:
         scoring = self.day.config.scoring
         inputs = self.pinned.inputs
-        features = _user_features(self.pinned.checkpoint)
+        features = user_features(self.pinned.checkpoint)
 
         def of_wave(df: DataFrame) -> DataFrame:
             return df.where(shard_of(F.col(Col.USER_ID), shards=scoring.shards).isin(list(shards)))
@@ -395,23 +250,5 @@ class DailyRun:
         return dict(json.loads(json.dumps(manifest)))
 
 
-def _checkpoint(config: Config, args: argparse.Namespace) -> Checkpoint:
-    return load_checkpoint(resolve_checkpoint(config.folder("checkpoints"), args.checkpoint or config.training.model))
-
-
-def _user_features(checkpoint: Checkpoint) -> list[str]:
-    space = checkpoint.features
-    return [feature.name for feature in (*space.user_categories, *space.user_numerics)]
-
-
 def _resuming(former: Run | None) -> str:
     return f", resuming the work of run {former.run_id}" if former else ""
-
-
-def _log_plan(pins: Pins, *, device: str, shards: int) -> None:
-    for role, table in pins.inputs.items():
-        rows = table.digest.split(":")[0]
-        log.info("%s: %s rows, version %d of %s", role, f"{int(rows):,}", table.version, table.location)
-    log.info("checkpoint: %s", pins.checkpoint["path"])
-    log.info("item states: %s", pins.item_states["path"])
-    log.info("device: %s; %d shards; everything that a run needs is there", device, shards)

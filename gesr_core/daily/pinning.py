@@ -1,0 +1,121 @@
+"""Pin what a run of score_daily reads: the newest state, or again what an unfinished run pinned. Driver only."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from gesr_core.config import Config
+from gesr_core.content import sha256_of
+from gesr_core.errors import InputError
+from gesr_core.io.daily import InputTable, newest_days, read_daily
+from gesr_core.io.tables import read_table
+from gesr_core.names import Role
+from gesr_core.runtime.device import choose_device
+from gesr_core.runtime.item_states import MANIFEST, resolve_item_states
+from gesr_core.runtime.worker import ScoreShards
+from gesr_core.sink.run import Pins, pin_table
+from gesr_core.training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from gesr_core.udf import scoring_task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """What a run reads: the rows of each input, the checkpoint, where the item states lie, and the pins that say so."""
+
+    inputs: Mapping[Role, InputTable]
+    checkpoint: Checkpoint
+    item_states: Path
+    pins: Pins
+    task: ScoreShards
+
+
+def pin_newest(
+    spark: SparkSession, config: Config, args: argparse.Namespace, *, known: Pins | None = None, log_plan: bool = False
+) -> Pinned:
+    """Check everything that scoring a `ds` needs, and pin its newest state.
+
+    Args:
+        spark: the session.
+        config: the resolved configuration.
+        args: the command line.
+        known: pins whose digests hold where the version is the same; histories may then have moved on.
+        log_plan: say what a run would read (`--dry-run`).
+
+    Raises:
+        InputError: a table, column, day, checkpoint or item states are missing.
+        ConfigurationError: the device that is configured is not there.
+    """
+    checkpoint = asked_checkpoint(config, args)
+    states = resolve_item_states(config.folder("item_states"), checkpoint_id=checkpoint.checkpoint_id, ds=args.ds)
+    task = scoring_task(config, ds=args.ds, checkpoint=checkpoint, item_states=states)
+    device = choose_device(config.scoring.device)
+    features = user_features(checkpoint)
+    inputs = read_daily(spark, config, ds=args.ds, user_features=features, without_histories=known is not None)
+    tables = {
+        role.value: pin_table(
+            table.df,
+            location=table.location,
+            version=table.version,
+            known=known.inputs.get(role.value) if known else None,
+        )
+        for role, table in inputs.items()
+    }
+    if tables[Role.CANDIDATES.value].digest.startswith("0:"):
+        days = ", ".join(newest_days(read_table(spark, config.table(Role.CANDIDATES)), days=3)) or "none"
+        raise InputError(
+            f"candidates ({inputs[Role.CANDIDATES].location}) has no row for ds {args.ds}; its newest: {days}"
+        )
+    pins = Pins(
+        tables,
+        {"path": str(checkpoint.path), "id": checkpoint.checkpoint_id, "model": checkpoint.model_name},
+        {"path": str(states), "version": task.items_version, "sha256": sha256_of(states / MANIFEST)},
+        config.scoring_hash(),
+    )
+    if log_plan:
+        _log_plan(pins, device=str(device), shards=config.scoring.shards)
+    return Pinned(inputs, checkpoint, states, pins, task)
+
+
+def pin_again(spark: SparkSession, config: Config, ds: str, pins: Pins) -> Pinned:
+    """Read again exactly what an unfinished run pinned."""
+    checkpoint = load_checkpoint(Path(pins.checkpoint["path"]))
+    if checkpoint.checkpoint_id != pins.checkpoint["id"]:
+        raise InputError(
+            f"{pins.checkpoint['path']} is no longer the checkpoint {pins.checkpoint['id']} that was pinned"
+        )
+    states = Path(pins.item_states["path"])
+    task = scoring_task(config, ds=ds, checkpoint=checkpoint, item_states=states)
+    where = {Role(role): (table.location, table.version) for role, table in pins.inputs.items()}
+    inputs = read_daily(spark, config, ds=ds, user_features=user_features(checkpoint), pinned=where)
+    return Pinned(inputs, checkpoint, states, pins, task)
+
+
+def asked_checkpoint(config: Config, args: argparse.Namespace) -> Checkpoint:
+    """Load the checkpoint that the command line asks for, by default the newest of `training.model`."""
+    return load_checkpoint(resolve_checkpoint(config.folder("checkpoints"), args.checkpoint or config.training.model))
+
+
+def user_features(checkpoint: Checkpoint) -> list[str]:
+    """Return the columns of `users` that a checkpoint reads."""
+    space = checkpoint.features
+    return [
+        *(vocabulary.name for vocabulary in space.user_categories),
+        *(number.name for number in space.user_numerics),
+    ]
+
+
+def _log_plan(pins: Pins, *, device: str, shards: int) -> None:
+    for role, table in pins.inputs.items():
+        rows = table.digest.split(":")[0]
+        log.info("%s: %s rows, version %d of %s", role, f"{int(rows):,}", table.version, table.location)
+    log.info("checkpoint: %s", pins.checkpoint["path"])
+    log.info("item states: %s", pins.item_states["path"])
+    log.info("device: %s; %d shards; everything that a run needs is there", device, shards)
