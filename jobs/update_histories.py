@@ -1,6 +1,6 @@
 """Bring `histories` forward to a day: the newest events of each user before its request time.
 
-    events, their change feed, histories as they stand --> new histories of the users touched --> one Delta commit
+events, their change feed, histories as they stand --> new histories of the users touched --> one Delta commit
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def main(argv: Sequence[str]) -> None:
         if plan.action is Action.NOTHING or args.dry_run:
             return
         started = time.monotonic()
-        counts = {Action.UPDATE: _update, Action.REBUILD: _rebuild, Action.BESIDE: _beside}[plan.action](spark, config, inputs)
+        counts = {Action.UPDATE: _update, Action.REBUILD: _rebuild, Action.BESIDE: _beside}[plan.action](
+            spark, config, inputs
+        )
         elapsed_s = time.monotonic() - started
         log.info("histories of %s are ready after %.1f s: %s", args.ds, elapsed_s, dict(counts))
         row = LedgerRow(

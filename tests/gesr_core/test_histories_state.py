@@ -68,7 +68,12 @@ def test_a_day_beside_others_is_found_by_its_own_commit() -> None:
 @pytest.mark.parametrize(
     ("ds", "max_events", "shards", "message"),
     [
-        ("2024-01-11", 64, 16, "histories stand at 2024-01-10, not at 2024-01-11: run jobs/update_histories.py --ds 2024-01-11"),
+        (
+            "2024-01-11",
+            64,
+            16,
+            "histories stand at 2024-01-10, not at 2024-01-11: run jobs/update_histories.py --ds 2024-01-11",
+        ),
         ("2024-01-10", 32, 16, "made with histories.max_events=64, which is 32 now"),
         ("2024-01-10", 64, 8, "made with scoring.shards=16, which is 8 now"),
     ],

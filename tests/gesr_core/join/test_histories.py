@@ -32,7 +32,8 @@ def events_df(spark: SparkSession, events: list[Event], *, ids: str = "bigint") 
 def collected(histories: DataFrame) -> dict[Any, list[tuple[Any, ...]]]:
     """Histories by user, times as microseconds: what Spark hands to Python is in the machine's own time zone."""
     rows = histories.selectExpr(
-        "user_id", "transform(history, e -> struct(e.item_id, unix_micros(e.event_ts) AS us, e.action, e.value)) AS history"
+        "user_id",
+        "transform(history, e -> struct(e.item_id, unix_micros(e.event_ts) AS us, e.action, e.value)) AS history",
     ).collect()
     return {row["user_id"]: [tuple(event) for event in row["history"]] for row in rows}
 
@@ -80,7 +81,8 @@ def test_events_without_user_item_or_time_are_passed_over(spark: SparkSession) -
 
 
 def test_neither_time_zone_nor_ansi_plays_a_part(spark: SparkSession) -> None:
-    events: list[Event] = [(1, hour, at(9, hour), "buy", 1.0) for hour in range(24)] + [(1, 99, at(10), "buy", 1.0)]
+    events: list[Event] = [(1, hour, at(9, hour), "buy", 1.0) for hour in range(24)]
+    events.append((1, 99, at(10), "buy", 1.0))
     requests = spark.createDataFrame([("2024-01-10", 1)], "ds string, user_id bigint")
     for zone, ansi in (("Asia/Tokyo", "false"), ("America/Los_Angeles", "true")):
         with settings(spark, {"spark.sql.session.timeZone": zone, "spark.sql.ansi.enabled": ansi}):
