@@ -291,6 +291,8 @@ class TrainingConfig(Section):
     batch_requests: Annotated[int, Field(gt=0)]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
+    # Weight in the loss of the extra negatives that no retrieval proposed.
+    unexposed_weight: Annotated[float, Field(ge=0)]
     seed: int
     threads: Annotated[int, Field(ge=0)]
 

@@ -19,10 +19,11 @@ from gesr_core.model.towers import mlp
 class GatedLogits(nn.Module):
     """One secondary logit per task from one input, whose dimensions are amplified or damped by a gate of its own."""
 
-    def __init__(self, *, width: int, gate_width: int, tasks: int, dropout: float) -> None:
+    def __init__(self, *, width: int, gate_width: int, tasks: int) -> None:
         super().__init__()
+        # No dropout here: drawing it for every pair costs more time than the layers.
         self.gate = mlp(width, gate_width, width, dropout=0.0)
-        self.head = mlp(width, gate_width, tasks, dropout=dropout)
+        self.head = mlp(width, gate_width, tasks, dropout=0.0)
         # The gate starts at 1 everywhere and the head at 0: at first the model is the two-tower exactly.
         for parameter in (*self.gate[-1].parameters(), *self.head[-1].parameters()):
             nn.init.zeros_(parameter)
@@ -35,11 +36,9 @@ class GatedLogits(nn.Module):
 class Gating(nn.Module):
     """Adds the secondary logits of several inputs to the primary logit."""
 
-    def __init__(self, *, widths: Sequence[int], gate_width: int, tasks: int, dropout: float) -> None:
+    def __init__(self, *, widths: Sequence[int], gate_width: int, tasks: int) -> None:
         super().__init__()
-        self.logits = nn.ModuleList(
-            GatedLogits(width=width, gate_width=gate_width, tasks=tasks, dropout=dropout) for width in widths
-        )
+        self.logits = nn.ModuleList(GatedLogits(width=width, gate_width=gate_width, tasks=tasks) for width in widths)
         self.alpha_KS = nn.Parameter(torch.ones(len(widths), tasks))
 
     def forward(self, primary_BNS: Tensor, inputs: Sequence[Tensor]) -> Tensor:

@@ -99,7 +99,7 @@ class Gesr(nn.Module):
         )
         part_widths = [part for part in (matched_width, width if attention_layers else 0) if part]
         widths = [*part_widths, 3 * width + sum(part_widths)]
-        self.gating = Gating(widths=widths, gate_width=gate_width, tasks=len(task_logits), dropout=dropout)
+        self.gating = Gating(widths=widths, gate_width=gate_width, tasks=len(task_logits))
 
     def encode_items(self, items: ItemFeatures) -> ItemState:
         """Return the state of R items."""

@@ -47,6 +47,7 @@ class Batch:
     """Padded requests with labels: what one step takes. Everything [B, N] is 0 (or False) at padding.
 
     `rate_BN` is the probability with which a pair without any label entered its group; `labels_BNS` are 0 or 1.
+    `exposed_BN` is False for the extra negatives that no retrieval proposed.
     """
 
     requests: Requests
@@ -58,6 +59,10 @@ class Batch:
     def valid_BN(self) -> Tensor:
         """True where there is a candidate, known to its date's item table."""
         return self.requests.candidate_row_BN >= 0
+
+    def weight_BN(self, *, unexposed: float) -> Tensor:
+        """Return the pairs' weights in the loss: 1, `unexposed` for extra negatives, 0 at padding."""
+        return torch.where(self.exposed_BN, 1.0, unexposed) * self.valid_BN
 
 
 def sorted_by_key(items: pa.Table) -> pa.Table:

@@ -47,6 +47,7 @@ class TrainingSettings:
     weight_decay: float
     seed: int
     threads: int
+    unexposed_weight: float
     loss_weights: tuple[float, ...]
     score_weights: tuple[float, ...]
 
@@ -170,7 +171,7 @@ def _train_epoch(
                     logits_of(model, batch, data.items),
                     batch.labels_BNS,
                     rate_BN=batch.rate_BN,
-                    valid_BN=batch.valid_BN,
+                    weight_BN=batch.weight_BN(unexposed=settings.unexposed_weight),
                 )
                 loss = (losses_S * loss_weight_S).sum()
                 optimizer.zero_grad()

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def task_losses(logits_BNS: Tensor, labels_BNS: Tensor, *, rate_BN: Tensor, valid_BN: Tensor) -> Tensor:
-    """Return the mean binary cross entropy per task [S] over the valid pairs, corrected for the thinning.
+def task_losses(logits_BNS: Tensor, labels_BNS: Tensor, *, rate_BN: Tensor, weight_BN: Tensor) -> Tensor:
+    """Return the weighted mean binary cross entropy per task [S], corrected for the thinning; padding has weight 0.
 
     A pair without this task's label but with another's was kept for certain; its weight r makes it as rare as the other
     pairs without this label (ours: the plain correction holds for one task).
@@ -25,8 +25,8 @@ def task_losses(logits_BNS: Tensor, labels_BNS: Tensor, *, rate_BN: Tensor, vali
     shift_BN1 = -rate_BN.clamp_min(1e-12).log().unsqueeze(-1)
     losses_BNS = F.binary_cross_entropy_with_logits(logits_BNS + shift_BN1, labels_BNS, reduction="none")
     kept_BN1 = labels_BNS.amax(-1, keepdim=True) > 0
-    weight_BNS = torch.where(kept_BN1 & (labels_BNS == 0), rate_BN.unsqueeze(-1), 1.0) * valid_BN.unsqueeze(-1)
-    return (losses_BNS * weight_BNS).sum((0, 1)) / valid_BN.sum().clamp_min(1)
+    weight_BNS = torch.where(kept_BN1 & (labels_BNS == 0), rate_BN.unsqueeze(-1), 1.0) * weight_BN.unsqueeze(-1)
+    return (losses_BNS * weight_BNS).sum((0, 1)) / weight_BN.sum().clamp_min(1)
 
 
 @dataclass

@@ -152,6 +152,7 @@ def training_settings(config: Config) -> TrainingSettings:
         weight_decay=section.weight_decay,
         seed=section.seed,
         threads=section.threads,
+        unexposed_weight=section.unexposed_weight,
         loss_weights=tuple(task.loss_weight for task in config.labels.tasks),
         score_weights=tuple(task.score_weight for task in config.labels.tasks),
     )
