@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from pyspark.sql import DataFrame, functions as F
@@ -20,6 +20,7 @@ from gesr_core.metrics.ranking import (
     measure_calibration,
     measure_pairs,
     measure_rankings,
+    one_row_per_user,
     ordered_by,
     retrieval_order,
     top_item,
@@ -43,14 +44,21 @@ class Comparison:
 def measure(comparison: Comparison, *, settings: EvaluationConfig) -> list[Metric]:
     """Measure every ordering, with and (where configured) without the window's most bought item."""
     truth = comparison.truth.persist()
-    tops, retrieved = _tops(comparison, truth, settings)
-    pairs = _published_pairs(comparison, truth, settings)
-    cached = [truth, tops.persist(), retrieved.persist(), pairs.persist()]
+    candidates = one_row_per_user(comparison.candidates).persist()
+    comparison = replace(comparison, truth=truth, candidates=candidates)
+    published_k = comparison.scores.agg(F.max(F.size(Col.RANKED))).collect()[0][0]
+    # What stands below the published K is not known, so no cut goes deeper.
+    ks = [k for k in settings.ks if k <= published_k]
+    # One more than the largest cut: leaving an item out should not leave an ordering short. Where only as many are
+    # published, all the orderings are one short.
+    tops, retrieved = _tops(comparison, limit=min(max(ks, default=0) + 1, published_k), seed=settings.seed)
+    pairs = _published_pairs(comparison, seed=settings.seed)
+    cached = [truth, candidates, tops.persist(), retrieved.persist(), pairs.persist()]
     model_pairs = pairs.where(F.col("ordering") == MODEL)
     found: list[Metric] = []
-    without = [None, top_item(truth)] if settings.without_top_item else [None]
-    for item in without:
-        found += measure_rankings(tops, truth, retrieved, ks=settings.ks, without=item)
+    top = top_item(truth) if settings.without_top_item else None
+    for item in (None,) if top is None else (None, top):
+        found += measure_rankings(tops, truth, retrieved, ks=ks, without=item)
         found += measure_pairs(pairs, without=item)
         found += measure_calibration(model_pairs, without=item)
     for df in cached:
@@ -58,19 +66,18 @@ def measure(comparison: Comparison, *, settings: EvaluationConfig) -> list[Metri
     return found
 
 
-def _tops(comparison: Comparison, truth: DataFrame, settings: EvaluationConfig) -> tuple[DataFrame, DataFrame]:
+def _tops(comparison: Comparison, *, limit: int, seed: int) -> tuple[DataFrame, DataFrame]:
     """Each ordering's best items of the users who bought something, and which bought items were retrieved."""
-    # One more than the largest cut: leaving an item out must not leave an ordering short.
-    limit = max(settings.ks) + 1
+    truth = comparison.truth
     buyers = truth.select(Col.USER_ID).distinct()
     candidates = comparison.candidates.join(buyers, on=Col.USER_ID, how="left_semi")
     pairs = candidates.select(Col.USER_ID, F.explode(F.array_distinct("candidates.item_id")).alias(Col.ITEM_ID))
     by_popularity = pairs.join(comparison.popularity, on=Col.ITEM_ID, how="left").fillna(0.0, subset="value")
-    by_chance = pairs.withColumn("value", chance(seed=settings.seed))
+    by_chance = pairs.withColumn("value", chance(seed=seed))
     by_retrieval = retrieval_order(candidates, sources=_sources(candidates))
     by_model = comparison.scores.join(buyers, on=Col.USER_ID, how="left_semi")
     orderings = {
-        MODEL: by_model.select(Col.USER_ID, F.col(f"{Col.RANKED}.{Col.ITEM_ID}").alias("items")),
+        MODEL: by_model.select(Col.USER_ID, F.slice(f"{Col.RANKED}.{Col.ITEM_ID}", 1, limit).alias("items")),
         RETRIEVAL: by_retrieval.select(Col.USER_ID, F.slice("items", 1, limit).alias("items")),
         POPULARITY: ordered_by(by_popularity, limit=limit),
         RANDOM: ordered_by(by_chance, limit=limit),
@@ -78,7 +85,7 @@ def _tops(comparison: Comparison, truth: DataFrame, settings: EvaluationConfig) 
     return _stack(orderings), pairs.join(truth, on=[Col.USER_ID, Col.ITEM_ID], how="left_semi")
 
 
-def _published_pairs(comparison: Comparison, truth: DataFrame, settings: EvaluationConfig) -> DataFrame:
+def _published_pairs(comparison: Comparison, *, seed: int) -> DataFrame:
     """Every published pair with each ordering's value: the orderings are compared on the same pairs."""
     order = retrieval_order(comparison.candidates, sources=_sources(comparison.candidates))
     listed = comparison.scores.join(order, on=Col.USER_ID, how="left")
@@ -89,13 +96,13 @@ def _published_pairs(comparison: Comparison, truth: DataFrame, settings: Evaluat
         F.col(f"pair.{logit(comparison.task)}").alias("logit"),
         (-F.array_position("items", F.col(f"pair.{Col.ITEM_ID}"))).cast("double").alias(RETRIEVAL),
     )
-    bought = truth.withColumn("label", F.lit(1))
+    bought = comparison.truth.withColumn("label", F.lit(1))
     popularity = comparison.popularity.withColumnRenamed("value", POPULARITY)
     labelled = (
         published.join(bought, on=[Col.USER_ID, Col.ITEM_ID], how="left")
         .join(popularity, on=Col.ITEM_ID, how="left")
         .fillna({"label": 0, POPULARITY: 0.0})
-        .withColumn(RANDOM, chance(seed=settings.seed))
+        .withColumn(RANDOM, chance(seed=seed))
     )
     values = [F.struct(F.lit(name).alias("ordering"), F.col(name).alias("value")) for name in ORDERINGS]
     long = labelled.select(Col.USER_ID, Col.ITEM_ID, "label", "logit", F.explode(F.array(*values)).alias("of"))
@@ -105,7 +112,7 @@ def _published_pairs(comparison: Comparison, truth: DataFrame, settings: Evaluat
 def _sources(candidates: DataFrame) -> list[str]:
     """The sources in alphabetical order, in which they take turns."""
     sources = candidates.select(F.explode(F.array_distinct("candidates.source")).alias("source")).distinct().collect()
-    return sorted(row["source"] for row in sources if row["source"] is not None)
+    return sorted(row["source"] for row in sources)
 
 
 def _stack(orderings: Mapping[str, DataFrame]) -> DataFrame:

@@ -24,6 +24,7 @@ ALL, WITHOUT_TOP_ITEM = "all", "without_top_item"
 MODEL, RETRIEVAL, POPULARITY, RANDOM = "model", "retrieval_order", "popularity", "random"
 ORDERINGS: Final = (MODEL, RETRIEVAL, POPULARITY, RANDOM)
 _NORMAL_95: Final = 1.96
+_BANDS_PER_OCTAVE: Final = 64
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,32 @@ def top_item(truth: DataFrame) -> int | str | None:
     return None if row is None else row[Col.ITEM_ID]
 
 
+def one_row_per_user(candidates: DataFrame) -> DataFrame:
+    """Return (user_id, candidates) with a user's rows merged, as scoring merges them, and unusable entries left out.
+
+    Usable is what has an item; a source that is not named becomes the source ''.
+    """
+    merged = candidates.where(F.col(Col.USER_ID).isNotNull()).groupBy(Col.USER_ID)
+    entries = merged.agg(F.flatten(F.collect_list(Col.CANDIDATES)).alias(Col.CANDIDATES))
+    usable = F.filter(Col.CANDIDATES, lambda c: c[Col.ITEM_ID].isNotNull())
+    named = F.transform(usable, lambda c: c.withField(Col.SOURCE, F.coalesce(c[Col.SOURCE], F.lit(""))))
+    return entries.select(Col.USER_ID, named.alias(Col.CANDIDATES))
+
+
 def retrieval_order(candidates: DataFrame, *, sources: Sequence[str]) -> DataFrame:
     """Return (user_id, items): round robin over the sources, each by its own score; a duplicate at its first place.
 
-    Ties within a source go to the smaller item id, and sources take turns in the order given.
+    Ties within a source go to the smaller item id, no score comes last, and sources take turns in the order given.
+
+    Args:
+        candidates: as `one_row_per_user` gives them.
+        sources: all of them.
     """
 
     def of_source(place: int, source: str) -> Column:
         own = F.filter(F.col(Col.CANDIDATES), lambda c: c[Col.SOURCE] == source)
         best_first = F.array_sort(
-            F.transform(own, lambda c: F.struct((-c[Col.RETRIEVAL_SCORE]).alias("order"), c[Col.ITEM_ID].alias("item")))
+            F.transform(own, lambda c: F.struct(_falling(c[Col.RETRIEVAL_SCORE]), c[Col.ITEM_ID].alias("item")))
         )
         return F.transform(
             best_first,
@@ -69,7 +86,7 @@ def retrieval_order(candidates: DataFrame, *, sources: Sequence[str]) -> DataFra
 
 def ordered_by(scored: DataFrame, *, limit: int) -> DataFrame:
     """Return (user_id, items) from (user_id, item_id, value): highest value first, ties to the smaller item id."""
-    entry = F.struct((-F.col("value")).alias("order"), F.col(Col.ITEM_ID).alias("item"))
+    entry = F.struct(_falling(F.col("value")), F.col(Col.ITEM_ID).alias("item"))
     best = F.slice(F.array_sort(F.collect_list(entry)), 1, limit)
     return scored.groupBy(Col.USER_ID).agg(best.alias("best")).select(Col.USER_ID, F.col("best.item").alias("items"))
 
@@ -123,15 +140,21 @@ def measure_pairs(pairs: DataFrame, *, without: int | str | None) -> Iterator[Me
     """
     segment = ALL if without is None else WITHOUT_TOP_ITEM
     kept = pairs if without is None else pairs.where(F.col(Col.ITEM_ID) != F.lit(without))
-    per_value = kept.groupBy("ordering", Col.USER_ID, "value").agg(*_class_counts())
-    per_user = _auc(per_value, groups=["ordering", Col.USER_ID])
+    # Users without a positive have no AUC of their own; most users are such.
+    with_positive = kept.where(F.col("label") == 1).select(Col.USER_ID).distinct()
+    theirs = kept.join(with_positive, on=Col.USER_ID, how="left_semi")
+    by_user = ["ordering", Col.USER_ID]
+    one_band = {"band": F.lit(0), "before_band": F.lit(0)}
+    per_value = theirs.groupBy(*by_user, "value").agg(*_class_counts()).withColumns(one_band)
+    per_user = _auc(per_value, by=by_user)
     weight = F.when(F.col("auc").isNotNull(), F.col("positives") + F.col("negatives"))
     gauc = per_user.groupBy("ordering").agg(
         (F.sum(F.col("auc") * weight) / F.sum(weight)).alias("value"), F.count("auc").alias("n")
     )
     for row in gauc.where("value IS NOT NULL").orderBy("ordering").collect():
         yield Metric(row["ordering"], "gauc", None, segment, row["value"], None, None, row["n"])
-    overall = _auc(kept.groupBy("ordering", "value").agg(*_class_counts()), groups=["ordering"])
+    pooled = _in_bands(kept.groupBy("ordering", "value").agg(*_class_counts()), by=["ordering"])
+    overall = _auc(pooled, by=["ordering"])
     for row in overall.where("auc IS NOT NULL").orderBy("ordering").collect():
         pairs_n = row["positives"] + row["negatives"]
         yield Metric(row["ordering"], "auc", None, segment, row["auc"], None, None, pairs_n)
@@ -150,6 +173,11 @@ def measure_calibration(pairs: DataFrame, *, without: int | str | None) -> Itera
         entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
         yield Metric(MODEL, "ne", None, segment, row["loss"] / entropy, None, None, row["n"])
         yield Metric(MODEL, "base_rate", None, segment, rate, None, None, row["n"])
+
+
+def _falling(value: Column) -> Column:
+    # A null would sort first, before every known value.
+    return F.coalesce(-value.cast("double"), F.lit(math.inf)).alias("order")
 
 
 def _gains_at(k: int) -> tuple[Column, Column]:
@@ -190,17 +218,31 @@ def _class_counts() -> tuple[Column, Column]:
     return positives.alias("positives"), (F.count(F.lit(1)) - positives).alias("negatives")
 
 
-def _auc(per_value: DataFrame, *, groups: Sequence[str]) -> DataFrame:
-    """Return (groups, auc, positives, negatives) from class counts per distinct value; null auc with one class alone.
+def _auc(per_value: DataFrame, *, by: Sequence[str]) -> DataFrame:
+    """Return (by, auc, positives, negatives) from class counts per distinct value in bands; null auc with one class.
 
     AUC = sum over values of positives x (negatives below + half of the negatives at the value) / (P x N).
     """
-    below = Window.partitionBy(*groups).orderBy("value").rowsBetween(Window.unboundedPreceding, -1)
-    negatives_below = F.coalesce(F.sum("negatives").over(below), F.lit(0))
-    won = per_value.withColumn("won", F.col("positives") * (negatives_below + F.col("negatives") / F.lit(2.0)))
-    total = won.groupBy(*groups).agg(
-        F.sum("won").alias("won"), F.sum("positives").alias("positives"), F.sum("negatives").alias("negatives")
-    )
+    below = F.col("before_band") + _sum_below("negatives", within=[*by, "band"], along="value")
+    won = F.col("positives") * (below + F.col("negatives") / F.lit(2.0))
+    sums = [F.sum(name).alias(name) for name in ("won", "positives", "negatives")]
+    total = per_value.withColumn("won", won).groupBy(*by).agg(*sums)
     both = F.col("positives") * F.col("negatives")
-    auc = F.when(both > 0, F.col("won") / both)
-    return total.select(*groups, auc.alias("auc"), "positives", "negatives")
+    return total.select(*by, F.when(both > 0, F.col("won") / both).alias("auc"), "positives", "negatives")
+
+
+def _in_bands(per_value: DataFrame, *, by: Sequence[str]) -> DataFrame:
+    """Cut the values into bands, so that no single task has to sort them all, and count the negatives below each band.
+
+    Any function that never falls as the value rises gives the same AUC; this one spreads any scale over some hundreds.
+    """
+    size = F.log2(F.abs("value") + 1.0)
+    banded = per_value.withColumn("band", F.floor(F.signum("value") * size * F.lit(_BANDS_PER_OCTAVE)))
+    bands = banded.groupBy(*by, "band").agg(F.sum("negatives").alias("in_band"))
+    starts = bands.select(*by, "band", _sum_below("in_band", within=by, along="band").alias("before_band"))
+    return banded.join(starts, on=[*by, "band"], how="inner")
+
+
+def _sum_below(name: str, *, within: Sequence[str], along: str) -> Column:
+    rows_below = Window.partitionBy(*within).orderBy(along).rowsBetween(Window.unboundedPreceding, -1)
+    return F.coalesce(F.sum(name).over(rows_below), F.lit(0))

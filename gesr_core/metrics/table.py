@@ -12,7 +12,9 @@ _TITLES = {ALL: "all items", WITHOUT_TOP_ITEM: "without the window's most bought
 def format_table(metrics: Sequence[Metric], *, ks: Sequence[int], title: str) -> str:
     """Return the comparison as text: one block per segment, one line per ordering; blank where there is no value."""
     values = {(m.segment, m.ordering, m.metric, m.k): m.value for m in metrics}
-    heads = [(f"NDCG@{k}", "ndcg", k) for k in ks] + [(f"Recall@{k}", "recall", k) for k in ks]
+    heads: list[tuple[str, str, int | None]] = []
+    for name, metric in (("NDCG", "ndcg"), ("Recall", "recall")):
+        heads += [(f"{name}@{k}", metric, k) for k in ks]
     heads += [(name.upper(), name, None) for name in ("auc", "gauc", "ne")]
     lines = [title]
     for segment in [s for s in _TITLES if any(m.segment == s for m in metrics)]:
