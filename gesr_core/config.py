@@ -151,7 +151,7 @@ class FeaturesConfig(Section):
 
     @model_validator(mode="after")
     def _names_are_consistent(self) -> FeaturesConfig:
-        names = [f.name for f in (*self.item, *self.item_statistics)]
+        names = [*(f.name for f in self.item), *(s.name for s in self.item_statistics)]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise ValueError(f"item features declared twice: {', '.join(doubled)}")
@@ -197,7 +197,8 @@ class LabelsConfig(Section):
         declared = {task.name: task.score_weight for task in self.tasks}
         if set(declared) != set(tasks):
             raise ConfigurationError(
-                f"labels.tasks declares {sorted(declared)}, but the checkpoint was trained on {sorted(tasks)}: train again"
+                f"labels.tasks declares {sorted(declared)}, but the checkpoint was trained on {sorted(tasks)}: "
+                "train again"
             )
         return tuple(declared[task] for task in tasks)
 
@@ -449,7 +450,7 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 def _absolute(location: str) -> str:
     """Anchor a relative folder at the project; names and URIs pass unchanged."""
-    if "/" not in location or location.startswith("/") or "://" in location or location.startswith("dbfs:"):
+    if "/" not in location or location.startswith(("/", "dbfs:")) or "://" in location:
         return location
     return str(PROJECT_ROOT / location)
 
@@ -484,7 +485,7 @@ def _known_keys(location: Sequence[Any]) -> list[str]:
             if part in current.model_fields:
                 current = current.model_fields[part].annotation
             continue
-        sections = [s for s in _sections_in(current)]
+        sections = _sections_in(current)
         tagged = [s for s in sections if s.model_fields.get("name") and s.model_fields["name"].default == part]
         current = tagged[0] if tagged else (sections[0] if len(sections) == 1 else current)
     sections = _sections_in(current)

@@ -71,7 +71,8 @@ def run_job(main: Callable[[Sequence[str]], None]) -> None:
     except GesrError as err:
         logging.debug("failed", exc_info=True)
         _end(f"{type(err).__name__}: {err}", err.exit_code)
-    except Exception as err:  # noqa: BLE001 - the outermost frame: everything else is worth a retry, with its traceback
+    except Exception as err:
+        # The outermost frame: everything unforeseen is worth a retry, and keeps its traceback.
         logging.exception("unexpected failure")
         _end(f"{type(err).__name__}: {str(err).strip().splitlines()[0] if str(err).strip() else 'no message'}", 1)
 

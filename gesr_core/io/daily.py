@@ -84,8 +84,11 @@ def _newest_or_pinned(
 def _histories(
     spark: SparkSession, config: Config, ds: str, pinned: Mapping[Role, tuple[str, int]] | None
 ) -> InputTable:
-    found = find_histories(spark, config, ds=ds) if pinned is None else None
-    location, version = pinned[Role.HISTORIES] if pinned else (config.table(found.role).location, found.version)
+    if pinned is None:
+        found = find_histories(spark, config, ds=ds)
+        location, version = config.table(found.role).location, found.version
+    else:
+        location, version = pinned[Role.HISTORIES]
     beside = config.table(Role.HISTORIES_AT)
     ref = beside if location == beside.location else config.table(Role.HISTORIES)
     df = read_table(spark, ref, version=version)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from pyspark.sql import SparkSession
@@ -64,9 +65,9 @@ def _start(app_name: str, spark_keys: Mapping[str, object]) -> SparkSession:
 
 def _require_java() -> None:
     home = os.environ.get("JAVA_HOME")
-    java = os.path.join(home, "bin", "java") if home else shutil.which("java")
+    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
     remedy = "set JAVA_HOME to a Java 17 or 21 (`make env` finds or installs one)"
-    if not java or not os.path.exists(java):
+    if not java or not Path(java).exists():
         raise ConfigurationError(f"Java not found ({'JAVA_HOME=' + home if home else 'no java on PATH'}): {remedy}")
     printed = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
     version = re.search(r'version "(\d+)', printed)

@@ -157,7 +157,8 @@ def _require_table(spark: SparkSession, ref: TableRef) -> None:
     )
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise InputError(
-        f"{ref.role}: there is no Delta table at {ref.location}{hint} (set tables.{ref.role}.location in conf/<env>/tables.yaml)"
+        f"{ref.role}: there is no Delta table at {ref.location}{hint} "
+        f"(set tables.{ref.role}.location in conf/<env>/tables.yaml)"
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
+from gesr_core.model.build import Model
 from gesr_core.model.inputs import ItemState
 from gesr_core.names import Col, logit
 from gesr_core.ops.jagged import lengths
@@ -80,7 +82,8 @@ class Scorer:
         settings: ScorerSettings,
         device: torch.device,
     ) -> None:
-        self.model = model.eval().to(device)
+        # nn.Module types its attributes as tensors; what a model is stands in model.build.Model.
+        self.model = cast(Model, model.eval().to(device))
         self.items = ItemState(*(t.to(device) for t in (items.vector_RD, items.token_RD, items.match_RM)))
         self.index = index
         self.encode_users = encode_users

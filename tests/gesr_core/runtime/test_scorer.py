@@ -91,8 +91,12 @@ def _score(scorer: Scorer, batches: Sequence[pa.RecordBatch]) -> list[dict[str, 
 def test_best_candidates_come_first_with_their_logits() -> None:
     [row] = _score(_scorer(), [_batch([(0, 1, [10, 50], [10, 20, 30], [])])])
     # total = 1 + 1 + 5 = 7; score = 7 v - 0.5 v
-    assert [(p["item_id"], p["rank"], p["score"]) for p in row["ranked"]] == [(30, 1, 19.5), (20, 2, 13.0), (10, 3, 6.5)]
-    assert row["ranked"][0]["logit_a"] == 21 and row["ranked"][0]["logit_b"] == -3
+    assert [(p["item_id"], p["rank"], p["score"]) for p in row["ranked"]] == [
+        (30, 1, 19.5),
+        (20, 2, 13.0),
+        (10, 3, 6.5),
+    ]
+    assert [row["ranked"][0][name] for name in ("logit_a", "logit_b")] == [21, -3]
     assert row["candidates_in"] == row["candidates_scored"] == 3
 
 
@@ -102,11 +106,17 @@ def test_ties_go_to_the_smaller_item_id_also_at_the_cut() -> None:
 
 
 def test_unknown_items_are_rejected_behind_those_that_were_rejected_before() -> None:
-    rows: list[Row] = [(0, 1, [999], [15, 20], [(20, "duplicate_candidate")]), (0, None, [], [], [(30, "null_user_id")])]
+    rows: list[Row] = [
+        (0, 1, [999], [15, 20], [(20, "duplicate_candidate")]),
+        (0, None, [], [], [(30, "null_user_id")]),
+    ]
     first, second = _score(_scorer(), [_batch(rows)])
-    assert [(e["item_id"], e["reason"]) for e in first["rejected"]] == [(20, "duplicate_candidate"), (15, "unknown_item")]
+    assert [(e["item_id"], e["reason"]) for e in first["rejected"]] == [
+        (20, "duplicate_candidate"),
+        (15, "unknown_item"),
+    ]
     assert (first["candidates_in"], first["candidates_scored"]) == (3, 1)
-    assert second["user_id"] is None and second["ranked"] == []
+    assert [second[name] for name in ("user_id", "ranked")] == [None, []]
     assert second["rejected"] == [{"item_id": 30, "reason": "null_user_id"}]
 
 
@@ -123,7 +133,7 @@ def test_empty_input_gives_nothing() -> None:
     assert _score(_scorer(), [_batch([])]) == []
 
 
-_ROWS = st.lists(
+_ROWS: st.SearchStrategy[list[Row]] = st.lists(
     st.tuples(
         st.integers(0, 2),
         st.integers(0, 6),
@@ -202,5 +212,7 @@ def test_unsorted_or_repeated_item_ids_are_refused() -> None:
 
 def test_scores_of_a_repeated_run_are_the_same_bits() -> None:
     rng = np.random.default_rng(3)
-    rows: list[Row] = [(0, user, [10, 20], sorted(rng.choice(ITEM_IDS, 4, replace=False).tolist()), []) for user in range(9)]
+    rows: list[Row] = [
+        (0, user, [10, 20], sorted(rng.choice(ITEM_IDS, 4, replace=False).tolist()), []) for user in range(9)
+    ]
     assert _score(_scorer(), [_batch(rows)]) == _score(_scorer(), [_batch(rows)])
