@@ -135,10 +135,7 @@ def resolve_checkpoint(root: Path, reference: str) -> Path:
         alias = path / LATEST
         if alias.is_file() and (newest := path / alias.read_text().strip()).is_dir():
             return newest
-    raise InputError(
-        f"there is no checkpoint {reference!r} in {root}{_others(root / reference)}; run jobs/train.py "
-        f"--model {reference.split('/')[0]}"
-    )
+    raise InputError(f"there is no checkpoint {reference!r} in {root}{_others(root / reference)}; run jobs/train.py")
 
 
 def _move_into_place(draft: Path, path: Path) -> None:
