@@ -56,8 +56,8 @@ def split_dates(dates: Sequence[str], *, ds: str, window_days: int) -> tuple[lis
     train = [date for date in closed if shift_ds(date, days=window_days) <= closed[-1]]
     if not train:
         raise InputError(
-            f"impressions of {sorted(set(dates))} leave no date to {'train' if closed else 'validate'} on before {ds}: a "
-            f"label window of {window_days} days must close before the next split's first request time "
+            f"impressions of {sorted(set(dates))} leave no date to {'train' if closed else 'validate'} on before {ds}: "
+            f"a label window of {window_days} days must close before the next split's first request time "
             "(run build_candidates.py --impressions, or raise impressions.dates)"
         )
     return train, closed[-1]

@@ -1,4 +1,4 @@
-"""Impressions for training: a past date's candidates with their labels, thinned out. Driver only; DataFrame -> DataFrame.
+"""Impressions for training: candidates of past dates with their labels, thinned out. Driver only; pure.
 
 Every draw is a hash of a seed and of ids, never a random number: a second run, and any other layout of the data, draws
 the same rows. Labelled candidates always stay; of the others, and of the items outside the candidates, a share does.
@@ -14,7 +14,8 @@ from typing import Final
 
 from pyspark.sql import Column, DataFrame, Window, functions as F
 
-from gesr_core.config import ImpressionsConfig, Task
+from gesr_core.config import ImpressionsConfig, LabelsConfig, Task
+from gesr_core.join.labels import positives
 from gesr_core.join.request_times import with_request_times
 from gesr_core.names import Col, Role, label
 from gesr_core.schema import written_columns
@@ -34,42 +35,42 @@ def sample_users(users: DataFrame, *, settings: ImpressionsConfig) -> DataFrame:
     return users.where(uniform(*_key("user", settings)) < settings.user_rate)
 
 
-def catalogue_at(items: DataFrame, dates: Sequence[str]) -> DataFrame:
-    """Return (ds, item_id, request_us) of the items (item_id, first_us) that had an event before each request time."""
-    known = with_request_times(items, dates, when=F.col("first_us") < F.col("request_us"))
-    return known.select(Col.DS, Col.ITEM_ID, "request_us")
-
-
 def build_impressions(
     candidates: DataFrame,
-    positives: DataFrame,
+    events: DataFrame,
     *,
     users: DataFrame,
-    catalogue: DataFrame,
-    tasks: Sequence[Task],
+    items: DataFrame,
+    dates: Sequence[str],
+    labels: LabelsConfig,
     settings: ImpressionsConfig,
 ) -> DataFrame:
     """Return the impressions of past dates: exposed ones from the candidates, unexposed ones from the other items.
 
     Exposed: a candidate with a label stays, another one with probability `negative_rate`, which is the group's
-    `sampling_rate`. Unexposed: `unexposed_items` per user, drawn evenly without repetition from the catalogue less the
-    user's candidates and labelled items, all labels 0; their `sampling_rate` is that number / (items of the catalogue -
-    candidates). Fewer are drawn only where the candidates are most of the catalogue. A labelled item that was not
-    retrieved was not shown: it is no impression. Users whose candidates got no label stay in.
+    `sampling_rate`. Unexposed: `unexposed_items` per user, drawn evenly without repetition from the catalogue (items
+    with an event before the request time) less the user's candidates and labelled items, all labels 0; their
+    `sampling_rate` is that number / (items of the catalogue - candidates). Fewer are drawn only where the candidates
+    are most of the catalogue. A labelled item that was not retrieved was not shown: it is no impression. Users whose
+    candidates got no label stay in.
 
     Args:
         candidates: (ds, user_id, candidates), one row per request.
-        positives: labelled pairs, as `labels.positives` gives them; a pair may lie outside the candidates.
+        events: where labels come from.
         users: (ds, user_id) of the candidates, given apart so that drawing items need not wait for a retrieval.
-        catalogue: as `catalogue_at` gives it.
-        tasks: the declared tasks.
+        items: (item_id, first_us), the time of each item's first event.
+        dates: those of the candidates.
+        labels: the declared tasks and their window.
         settings: rates and seed.
     """
+    tasks = labels.tasks
+    labelled = positives(events, dates=dates, window_days=labels.window_days, tasks=tasks, users=users)
+    catalogue = with_request_times(items, dates, when=F.col("first_us") < F.col("request_us"))
     sizes = catalogue.groupBy(Col.DS, "request_us").agg(F.count("*").alias("catalogue_items"))
     requests = (
         candidates.select(*_REQUEST, F.col(f"{Col.CANDIDATES}.{Col.ITEM_ID}").alias("ids"))
         .join(F.broadcast(sizes), on=Col.DS, how="inner")
-        .join(_labelled_items(positives, tasks), on=_REQUEST, how="left")
+        .join(_labelled_items(labelled, tasks), on=_REQUEST, how="left")
     )
     taken = F.concat("ids", *(_array(label(task.name)) for task in tasks))
     # Keeps the order of drawing.
@@ -84,7 +85,7 @@ def build_impressions(
         "request_us",
         F.posexplode(F.concat("ids", unexposed)).alias("place", Col.ITEM_ID),
     )
-    return _contract(pairs.where(_is_kept(tasks, settings)), positives, tasks=tasks, settings=settings)
+    return _contract(pairs.where(_is_kept(tasks, settings)), tasks=tasks, settings=settings)
 
 
 def _is_kept(tasks: Sequence[Task], settings: ImpressionsConfig) -> Column:
@@ -94,7 +95,7 @@ def _is_kept(tasks: Sequence[Task], settings: ImpressionsConfig) -> Column:
     return kept | (uniform(*_key("negative", settings), _text(Col.ITEM_ID)) < settings.negative_rate)
 
 
-def _contract(kept: DataFrame, positives: DataFrame, *, tasks: Sequence[Task], settings: ImpressionsConfig) -> DataFrame:
+def _contract(kept: DataFrame, *, tasks: Sequence[Task], settings: ImpressionsConfig) -> DataFrame:
     outside = F.greatest(F.col("catalogue_items") - F.col("candidates"), F.lit(1))
     unexposed_rate = F.least(F.lit(settings.unexposed_items) / outside, F.lit(1.0))
     columns = {
@@ -104,7 +105,7 @@ def _contract(kept: DataFrame, positives: DataFrame, *, tasks: Sequence[Task], s
         Col.EXPOSED: _exposed(),
         **{label(task.name): _has_label(task) for task in tasks},
     }
-    user, item = (positives.schema[name].dataType.simpleString() for name in (Col.USER_ID, Col.ITEM_ID))
+    user, item = (kept.schema[name].dataType.simpleString() for name in (Col.USER_ID, Col.ITEM_ID))
     contract = written_columns(Role.IMPRESSIONS, user=user, item=item, tasks=[task.name for task in tasks])
     return kept.select(*(columns[name].cast(type_).alias(name) for name, type_ in contract.items()))
 
@@ -118,14 +119,15 @@ def _has_label(task: Task) -> Column:
     return F.coalesce(F.array_contains(label(task.name), F.col(Col.ITEM_ID)), F.lit(False))
 
 
-def _labelled_items(positives: DataFrame, tasks: Sequence[Task]) -> DataFrame:
-    """Gather each request's labelled items, one array per task: few, so that the many pairs need no join of their own."""
-    items = [F.collect_list(F.when(F.col(label(t.name)) == 1, F.col(Col.ITEM_ID))).alias(label(t.name)) for t in tasks]
-    return positives.groupBy(*_REQUEST).agg(*items)
+def _labelled_items(labelled: DataFrame, tasks: Sequence[Task]) -> DataFrame:
+    """Gather each request's labelled items, an array per task: they are few, so that the many pairs need no join."""
+    columns = [label(task.name) for task in tasks]
+    items = [F.collect_list(F.when(F.col(name) == 1, F.col(Col.ITEM_ID))).alias(name) for name in columns]
+    return labelled.groupBy(*_REQUEST).agg(*items)
 
 
 def _draws(requests: DataFrame, catalogue: DataFrame, settings: ImpressionsConfig) -> DataFrame:
-    """Draw items of the catalogue per request, evenly and without repetition: (ds, user_id, drawn), as they were drawn."""
+    """Draw items of the catalogue per request, evenly, each once: (ds, user_id, drawn), in the order of drawing."""
     in_order = Window.partitionBy(Col.DS).orderBy(_text(Col.ITEM_ID))
     placed = catalogue.select(Col.DS, Col.ITEM_ID, (F.row_number().over(in_order) - 1).cast("bigint").alias("place"))
     draws = F.explode(F.sequence(F.lit(1), F.lit(2 * settings.unexposed_items + _SPARE_DRAWS))).alias("draw")

@@ -11,21 +11,35 @@ from gesr_core.join.request_times import DAY_US, with_request_times
 from gesr_core.names import Col, label
 
 
-def positives(events: DataFrame, *, dates: Sequence[str], window_days: int, tasks: Sequence[Task]) -> DataFrame:
+def positives(
+    events: DataFrame,
+    *,
+    dates: Sequence[str],
+    window_days: int,
+    tasks: Sequence[Task],
+    users: DataFrame | None = None,
+) -> DataFrame:
     """Return (ds, user_id, item_id, one 0/1 column per task) of the pairs that have at least one label 1.
 
-    The window of a date runs from its request time (included) for `window_days` days (end excluded). A task's label is 1
-    when any event in it has one of the task's actions and, with `value_above: user_median`, a value above the median of
-    the user's own earlier events of those actions. A user without such events, or an event without a value, gives 0.
+    The window of a date runs from its request time (included) for `window_days` days (end excluded). A task's label is
+    1 when any event in it has one of the task's actions and, with `value_above: user_median`, a value above the median
+    of the user's own earlier events of those actions. A user without such events, or an event without a value, gives 0.
+
+    Args:
+        events: as their contract says.
+        dates: the dates.
+        window_days: length of the window.
+        tasks: the declared tasks.
+        users: (ds, user_id) of the only users wanted; all when None.
     """
-    event_us, request_us = F.unix_micros(Col.EVENT_TS), F.col("request_us")
     usable = events.where(F.col(Col.USER_ID).isNotNull() & F.col(Col.ITEM_ID).isNotNull())
-    in_window = (event_us >= request_us) & (event_us < request_us + window_days * DAY_US)
-    window = with_request_times(usable, dates, when=in_window)
+    since_us = F.unix_micros(Col.EVENT_TS) - F.col("request_us")
+    window = with_request_times(usable, dates, when=(since_us >= 0) & (since_us < window_days * DAY_US))
+    if users is not None:
+        window = window.join(users, on=[Col.DS, Col.USER_ID], how="left_semi")
     for task in tasks:
         if task.value_above == "user_median":
-            past = with_request_times(usable.where(_has_action(task)), dates, when=event_us < request_us)
-            window = window.join(_medians(past, window, task), on=[Col.DS, Col.USER_ID], how="left")
+            window = window.join(_medians(usable, window, task), on=[Col.DS, Col.USER_ID], how="left")
     labels = [F.max(_is_positive(task).cast("int")).alias(label(task.name)) for task in tasks]
     any_label = F.greatest(*(F.col(label(task.name)) for task in tasks), F.lit(0)) == 1
     return window.groupBy(Col.DS, Col.USER_ID, Col.ITEM_ID).agg(*labels).where(any_label)
@@ -39,10 +53,13 @@ def _is_positive(task: Task) -> Column:
     return positive
 
 
-def _medians(past: DataFrame, window: DataFrame, task: Task) -> DataFrame:
-    needed = window.select(Col.DS, Col.USER_ID).distinct()
+def _medians(events: DataFrame, window: DataFrame, task: Task) -> DataFrame:
+    """Return (ds, user_id, median value of the earlier events) of the users that have events in the window."""
+    needed = window.select(Col.DS, Col.USER_ID, "request_us").distinct()
+    valued = events.where(_has_action(task)).select(Col.USER_ID, Col.EVENT_TS, Col.VALUE)
+    past = valued.join(needed, on=Col.USER_ID, how="inner").where(F.unix_micros(Col.EVENT_TS) < F.col("request_us"))
     median = F.median(F.col(Col.VALUE).cast("double")).alias(_median_name(task))
-    return past.join(needed, on=[Col.DS, Col.USER_ID], how="left_semi").groupBy(Col.DS, Col.USER_ID).agg(median)
+    return past.groupBy(Col.DS, Col.USER_ID).agg(median)
 
 
 def _median_name(task: Task) -> str:

@@ -46,9 +46,9 @@ def recommend(
 ) -> Iterator[pa.RecordBatch]:
     """Turn rows (ds, block of users) into rows (ds, user_id, candidates), one batch per block.
 
-    A block is a list of structs (user_index, user_id, own: list of (item_index, score) in retrieval order, factors: list
-    of float, null for a user without). Candidates come in retrieval order: own items first, then popular and als items in
-    turn; an item keeps its first place and source; at most `max_candidates` remain.
+    A block is a list of structs (user_index, user_id, own: list of (item_index, score) in retrieval order, factors:
+    list of float, null for a user without). Candidates come in retrieval order: own items first, then popular and als
+    items in turn; an item keeps its first place and source; at most `max_candidates` remain.
 
     Args:
         batches: the rows.

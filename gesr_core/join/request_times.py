@@ -17,7 +17,10 @@ DAY_US: Final = 86_400_000_000
 
 
 def with_request_times(df: DataFrame, dates: Sequence[str], *, when: Column) -> DataFrame:
-    """Pair each row with the dates for which `when` holds; adds the columns ds and request_us, which `when` may use."""
+    """Pair each row with the dates for which `when` holds; sets the columns ds and request_us, which `when` may use.
+
+    A ds of the row's own (an event's partition) makes way.
+    """
     rows = [(ds, request_time_us(ds)) for ds in dates]
     times = df.sparkSession.createDataFrame(rows, f"{Col.DS} string, request_us bigint")
-    return df.join(F.broadcast(times), on=when, how="inner")
+    return df.drop(Col.DS).join(F.broadcast(times), on=when, how="inner")

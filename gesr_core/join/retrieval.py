@@ -1,13 +1,13 @@
-"""A stand-in retrieval for people who have none: own past items, popularity and ALS. Driver only; DataFrame -> DataFrame.
+"""A stand-in retrieval for people who have none: own past items, popularity and ALS. Driver only.
 
-Everything of a date comes from the events strictly before its request time, compared as microseconds since 1970, so that
-neither later events nor the session's time zone can matter. All dates go through one plan; only ALS is fitted for each.
-Not a recommender to be proud of: it feeds the ranking.
+Everything of a date comes from the events strictly before its request time, compared as microseconds since 1970, so
+that neither later events nor the session's time zone can matter. All dates go through one plan; only ALS is fitted for
+each. Not a recommender to be proud of: it feeds the ranking.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Final
@@ -43,11 +43,51 @@ class NumberedEvents:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What was fitted for each date: the item side on the driver, the factors (ds, user_index, factors) in Spark."""
+class Retrieval:
+    """What is known at each date, for `retrieve`: the item side on the driver, the rest in Spark."""
 
+    numbered: NumberedEvents
+    pairs: DataFrame  # see user_item_pairs
+    users: DataFrame  # the active ones: ds, user_index, user_id
+    user_factors: DataFrame  # ds, user_index, factors
     items: Mapping[str, ItemTable]
-    user_factors: DataFrame
+
+
+def fit_retrieval(
+    events: DataFrame,
+    *,
+    dates: Sequence[str],
+    settings: CandidatesConfig,
+    cache: Callable[[DataFrame], DataFrame] = lambda df: df,
+) -> Retrieval:
+    """Learn what `retrieve` needs for each date from the events before its request time.
+
+    Runs Spark jobs. The item side of all dates (ids and, per item, `als_rank` floats) must fit the driver and a worker.
+
+    Args:
+        events: as their contract says.
+        dates: the dates.
+        settings: the retrieval's.
+        cache: called with each DataFrame that is read several times, such as one that persists it.
+    """
+    numbered = number_events(events)
+    numbered = NumberedEvents(cache(numbered.events), cache(numbered.users), cache(numbered.items))
+    pairs = cache(user_item_pairs(numbered, dates=dates, settings=settings))
+    users = cache(active_users(pairs, numbered, settings=settings))
+    items, user_factors = _fit(pairs, numbered, dates=dates, settings=settings)
+    return Retrieval(numbered, pairs, users, user_factors, items)
+
+
+def retrieve(retrieval: Retrieval, users: DataFrame, *, settings: CandidatesConfig) -> DataFrame:
+    """Return (ds, user_id, candidates) of some of the active users, ordered and cut as `recommend.recommend` does."""
+    user = users.schema[Col.USER_ID].dataType.simpleString()
+    item = retrieval.numbered.items.schema[Col.ITEM_ID].dataType.simpleString()
+    columns = written_columns(Role.CANDIDATES, user=user, item=item)
+    work = partial(
+        recommend, items=retrieval.items, als_items=settings.als_items, max_candidates=settings.max_candidates
+    )
+    blocks = _blocks(retrieval.pairs, users, retrieval.user_factors, settings=settings)
+    return blocks.mapInArrow(work, ", ".join(f"{name} {type_}" for name, type_ in columns.items()))
 
 
 def number_events(events: DataFrame) -> NumberedEvents:
@@ -72,18 +112,16 @@ def _numbered(known: DataFrame, id_column: str, index: str) -> DataFrame:
 def user_item_pairs(numbered: NumberedEvents, *, dates: Sequence[str], settings: CandidatesConfig) -> DataFrame:
     """Sum up each user's events with each item before the request time of each date.
 
-    Columns: ds, user_index, item_index, events, recent_events (within `popular_days`), age_us (from the last event to the
-    request time), item_events (of all users). It is read several times: persist it.
+    Columns: ds, user_index, item_index, events, recent_events (within `popular_days`), age_us (from the last event to
+    the request time).
     """
     past = with_request_times(numbered.events, dates, when=F.col("event_us") < F.col("request_us"))
     age_us = F.col("request_us") - F.col("event_us")
-    pairs = past.groupBy(Col.DS, "user_index", "item_index").agg(
+    return past.groupBy(Col.DS, "user_index", "item_index").agg(
         F.count("*").alias("events"),
         F.count_if(age_us <= settings.popular_days * DAY_US).alias("recent_events"),
         F.min(age_us).alias("age_us"),
     )
-    item_events = past.groupBy(Col.DS, "item_index").agg(F.count("*").alias("item_events"))
-    return pairs.join(item_events, on=[Col.DS, "item_index"], how="inner")
 
 
 def active_users(pairs: DataFrame, numbered: NumberedEvents, *, settings: CandidatesConfig) -> DataFrame:
@@ -93,33 +131,20 @@ def active_users(pairs: DataFrame, numbered: NumberedEvents, *, settings: Candid
     return active.join(numbered.users, on="user_index", how="inner").select(Col.DS, "user_index", Col.USER_ID)
 
 
-def fit(pairs: DataFrame, numbered: NumberedEvents, *, dates: Sequence[str], settings: CandidatesConfig) -> Fitted:
-    """Fit each date on its own pairs.
-
-    Runs Spark jobs. The item side of all dates (ids, counts and rank x items floats) must fit the driver and a worker.
-    """
+def _fit(
+    pairs: DataFrame, numbered: NumberedEvents, *, dates: Sequence[str], settings: CandidatesConfig
+) -> tuple[dict[str, ItemTable], DataFrame]:
+    """Fit each date on its own pairs; return the item side by date, and (ds, user_index, factors)."""
     counts = _item_counts(pairs, numbered)
     items: dict[str, ItemTable] = {}
-    factors: list[DataFrame] = []
+    factors = [pairs.select(Col.DS, "user_index", F.lit(None).cast("array<float>").alias("factors")).limit(0)]
     for ds in dates:
         of_date = counts.filter(pc.field(Col.DS) == ds)
         model = _fit_als(pairs.where(F.col(Col.DS) == ds), of_date, settings)
         items[ds] = _item_table(of_date, model, settings)
         if model is not None:
             factors.append(model.userFactors.select(F.lit(ds).alias(Col.DS), "id", "features"))
-    none = pairs.select(Col.DS, "user_index", F.lit(None).cast("array<float>").alias("factors")).limit(0)
-    return Fitted(items, reduce(DataFrame.union, factors).toDF(*none.columns) if factors else none)
-
-
-def retrieve(pairs: DataFrame, users: DataFrame, fitted: Fitted, *, item_type: str, settings: CandidatesConfig) -> DataFrame:
-    """Return (ds, user_id, candidates) of `users`, in the order and with the cut of `recommend.recommend`."""
-    user_type = users.schema[Col.USER_ID].dataType.simpleString()
-    columns = written_columns(Role.CANDIDATES, user=user_type, item=item_type)
-    schema = ", ".join(f"{name} {type_}" for name, type_ in columns.items())
-    work = partial(
-        recommend, items=fitted.items, als_items=settings.als_items, max_candidates=settings.max_candidates
-    )
-    return _blocks(pairs, users, fitted.user_factors, settings=settings).mapInArrow(work, schema)
+    return items, reduce(DataFrame.union, factors)
 
 
 def _item_counts(pairs: DataFrame, numbered: NumberedEvents) -> pa.Table:
@@ -137,13 +162,13 @@ def _fit_als(pairs: DataFrame, item_counts: pa.Table, settings: CandidatesConfig
     Spark adds up the ratings of a user in the order in which blocks arrive, so the input is laid out such that each of
     ALS's blocks comes from one task, in one order.
     """
-    frequent = int((item_counts["events"].to_numpy() >= settings.als_min_item_events).sum())
-    if not frequent or not settings.als_items:
+    frequent = item_counts.filter(pc.field("events") >= settings.als_min_item_events).select(["item_index"])
+    if not frequent.num_rows or not settings.als_items:
         return None
     blocks = F.lit(settings.als_blocks)
     block = (F.col("user_index") % blocks) * blocks + F.col("item_index") % blocks
     ratings = (
-        pairs.where(F.col("item_events") >= settings.als_min_item_events)
+        pairs.join(F.broadcast(pairs.sparkSession.createDataFrame(frequent)), on="item_index", how="left_semi")
         .select("user_index", "item_index", F.col("events").cast("float").alias("rating"))
         .repartition(settings.als_blocks**2, block)
         .sortWithinPartitions("user_index", "item_index")
@@ -217,4 +242,6 @@ def _own_items(settings: CandidatesConfig) -> Column:
     ranked = F.struct(score.alias("score"), (-F.col("item_index")).alias("minus_index"))
     best = F.sort_array(F.collect_list(ranked), asc=False)
     kept = F.filter(best, lambda _, place: place < settings.own_items)
-    return F.transform(kept, lambda own: F.struct((-own["minus_index"]).alias("item_index"), own["score"].alias("score")))
+    return F.transform(
+        kept, lambda own: F.struct((-own["minus_index"]).alias("item_index"), own["score"].alias("score"))
+    )

@@ -1,6 +1,6 @@
 """What a partition was made from, in its commit's metadata, so that a second run can tell that nothing changed.
 
-Driver only. Both functions that look at data run Spark jobs.
+Driver only.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def content_digests(df: DataFrame, *, columns: Sequence[str], instant: str, befo
 
     Equal rows count as often as they occur. Two different contents share a digest with a chance of about 2^-64.
     """
+    if not before_us:
+        return []
     # The hash of a double or a timestamp is that of its bits: no text, no time zone.
     hashed = F.xxhash64(*columns)
     us = F.unix_micros(F.col(instant))
