@@ -1,0 +1,112 @@
+"""What is resumed, what counts as accepted, what differs: decided from ledger rows alone, without Spark."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+
+import pytest
+
+from gesr_core.config import GateConfig
+from gesr_core.errors import InputError
+from gesr_core.sink.gate import CandidateCounts, StagedCounts, check_gate
+from gesr_core.sink.ledger import LedgerRow
+from gesr_core.sink.run import JOB, PinnedTable, Pins, Run, accepted_shards, opened, unfinished
+from gesr_core.sink.staging import waves
+
+PINS = Pins(
+    {"candidates": PinnedTable("/c", 3, "10:77"), "histories": PinnedTable("/h", 5, "9:1")},
+    {"path": "/k/1", "id": "k1", "model": "gesr"},
+    {"path": "/i/1", "version": "i1", "sha256": "ab"},
+    "conf",
+)
+RUN = Run("2024-03-10", "scores", "r1", 0, PINS)
+
+
+def test_unfinished_work_is_resumed_from_its_own_pins() -> None:
+    found = unfinished([RUN.opening()], generation=0, checkpoint_id=None, configuration="conf")
+    assert found is not None
+    assert (found.run_id, found.pins) == ("r1", PINS)
+    assert found.work_id == replace(RUN, run_id="r2").work_id
+
+
+@pytest.mark.parametrize(
+    ("generation", "checkpoint_id", "configuration"), [(1, None, "conf"), (0, "k2", "conf"), (0, None, "other")]
+)
+def test_published_or_other_work_is_not_resumed(generation: int, checkpoint_id: str | None, configuration: str) -> None:
+    found = unfinished([RUN.opening()], generation=generation, checkpoint_id=checkpoint_id, configuration=configuration)
+    assert found is None
+
+
+def test_a_run_that_the_ledger_lacks_is_an_error() -> None:
+    with pytest.raises(InputError, match="the ledger has no such run"):
+        opened([RUN.opening()], "r9")
+
+
+def test_the_first_accepted_attempt_of_a_shard_counts_and_other_work_does_not() -> None:
+    def accepted(shard: int, attempt_id: str, work_id: str) -> LedgerRow:
+        return RUN.row("shard_accepted", shard=shard, attempt_id=attempt_id, details={"work_id": work_id})
+
+    rows = [accepted(1, "a", "w"), accepted(1, "b", "w"), accepted(2, "c", "x"), accepted(0, "b", "w")]
+    assert {shard: row.attempt_id for shard, row in accepted_shards(rows, "w").items()} == {1: "a", 0: "b"}
+
+
+def test_versions_and_paths_may_move_but_content_may_not() -> None:
+    moved = replace(PINS, inputs={"candidates": PinnedTable("/d", 8, "10:77"), "histories": PINS.inputs["histories"]})
+    assert PINS.differences(moved) == []
+    changed = replace(
+        PINS,
+        inputs={"candidates": PinnedTable("/c", 4, "10:78")},
+        checkpoint={**PINS.checkpoint, "id": "k2"},
+        item_states={**PINS.item_states, "version": "i2"},
+        configuration="other",
+    )
+    assert [d.split(" ")[0] for d in PINS.differences(changed)] == ["candidates", "checkpoint", "item", "configuration"]
+
+
+def test_pins_survive_the_ledger() -> None:
+    assert Pins.from_json(PINS.to_json()) == PINS
+    assert RUN.opening().job == JOB
+
+
+def test_waves_cover_the_missing_shards_once() -> None:
+    assert list(waves([0, 2, 3, 7, 8], size=2)) == [[0, 2], [3, 7], [8]]
+
+
+GOOD = StagedCounts(
+    users=3,
+    users_hash=5,
+    users_scored=2,
+    candidates_in=10,
+    candidates_scored=9,
+    candidates_rejected=1,
+    scores_not_finite=0,
+    largest_score=7.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "failing"),
+    [
+        ({}, []),
+        ({"users": 2}, ["users missing or doubled"]),
+        ({"users_hash": 6}, ["users missing or doubled"]),
+        ({"candidates_scored": 8}, ["candidates neither scored nor quarantined"]),
+        ({"candidates_in": 11, "candidates_scored": 10}, ["candidates lost on the way in"]),
+        ({"scores_not_finite": 1}, ["scores that are not finite"]),
+        ({"largest_score": float("nan")}, ["largest absolute score"]),
+        ({"largest_score": 1e9}, ["largest absolute score"]),
+        ({"candidates_scored": 6, "candidates_rejected": 4}, ["share of candidates quarantined"]),
+        ({"users_scored": 0}, ["users with scores"]),
+    ],
+)
+def test_the_gate_names_what_is_out_of_bounds(changes: dict[str, float], failing: list[str]) -> None:
+    bounds = GateConfig(max_quarantined_share=0.2, max_abs_score=100.0)
+    checks = check_gate(replace(GOOD, **changes), CandidateCounts(users=3, users_hash=5, candidates=10), bounds=bounds)  # type: ignore[arg-type]
+    assert [check.name for check in checks if not check.passed] == failing
+    assert all(check.remedy for check in checks)
+
+
+def test_a_ledger_row_keeps_its_time() -> None:
+    when = dt.datetime(2024, 3, 10, tzinfo=dt.timezone.utc)
+    assert RUN.row("run_opened", recorded_at=when).recorded_at == when
