@@ -45,6 +45,9 @@ class ItemState:
 
     def take(self, rows: Tensor) -> ItemState:
         """Select items by row; row -1 (padding, or an item that is not in the table) gives zeros, which never match."""
+        if not len(self.vector_RD):
+            tensors = (self.vector_RD, self.token_RD, self.match_RM)
+            return ItemState(*(tensor.new_zeros(*rows.shape, tensor.shape[1]) for tensor in tensors))
         valid = (rows >= 0).unsqueeze(-1)
         safe = rows.clamp_min(0)
         zero = torch.zeros((), dtype=self.match_RM.dtype, device=rows.device)
