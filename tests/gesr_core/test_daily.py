@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from delta.tables import DeltaTable
 from pyspark.sql import SparkSession, functions as F
 
@@ -19,7 +20,7 @@ from gesr_core.spark_settings import settings
 from jobs import score_daily
 from tests.toy import DS, ITEMS, USERS, Toy, toy_candidates, write_rows
 
-pytestmark = [pytest.mark.spark, pytest.mark.petastorm]
+pytestmark = pytest.mark.spark
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,7 @@ def test_scores_read_back_by_another_engine_hold_every_user_of_candidates(toy: T
         assert all(abs(score) < 100 for score in scores)
 
 
+@pytest.mark.petastorm
 def test_the_publishing_commit_carries_the_manifest(toy: Toy, spark: SparkSession) -> None:
     history = DeltaTable.forPath(spark, toy.config.table(Role.SCORES).location).history()
     commits = [json.loads(row["userMetadata"]) for row in history.where("userMetadata is not null").collect()]
@@ -70,6 +72,7 @@ def test_rerun_of_a_published_ds_changes_nothing_also_after_appends_and_compacti
     assert table_version(spark, toy.config.table(Role.SCORES)) == before
 
 
+@pytest.mark.petastorm
 def test_the_udf_transport_gives_the_same_bits(toy: Toy, spark: SparkSession) -> None:
     score_daily.main(toy.args("scoring.transport=pandas_udf", target="scores_udf"))
     assert ranked(spark, toy.config, "scores_udf") == ranked(spark, toy.config)
@@ -163,10 +166,8 @@ def test_changed_candidates_are_refused_by_name_and_replaced_on_demand(spark: Sp
 def test_what_is_missing_is_named_before_anything_is_scored(
     toy: Toy, overrides: Sequence[str], options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    if "cuda" in message or "GPU" in message:
-        torch = pytest.importorskip("torch")
-        if torch.cuda.is_available():
-            pytest.skip("this machine has a GPU")
+    if "GPU" in message and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
     with pytest.raises(error, match=message):
         score_daily.main([*toy.args(*overrides, **{"target": "scores_never", **options})])
 
