@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import reduce
+from dataclasses import dataclass
 
 from pyspark.sql import DataFrame, functions as F
 
 from gesr_core.config import EvaluationConfig
 from gesr_core.metrics.ranking import (
+    ALL,
+    LABEL,
+    LOGIT,
     MODEL,
     ORDERINGS,
     POPULARITY,
     RANDOM,
     RETRIEVAL,
+    WITHOUT_TOP_ITEM,
     Metric,
     chance,
+    measure_auc,
     measure_calibration,
-    measure_pairs,
+    measure_gauc,
     measure_rankings,
     one_row_per_user,
-    ordered_by,
+    rank_positives,
     retrieval_order,
     top_item,
 )
@@ -44,77 +47,84 @@ class Comparison:
 def measure(comparison: Comparison, *, settings: EvaluationConfig) -> list[Metric]:
     """Measure every ordering, with and (where configured) without the window's most bought item."""
     truth = comparison.truth.persist()
-    candidates = one_row_per_user(comparison.candidates).persist()
-    comparison = replace(comparison, truth=truth, candidates=candidates)
-    published_k = comparison.scores.agg(F.max(F.size(Col.RANKED))).collect()[0][0]
+    candidates = one_row_per_user(comparison.candidates)
+    order = retrieval_order(candidates, sources=_sources(candidates)).persist()
+    published = _published(comparison).persist()
+    pairs = _pairs(comparison, published, order, truth, seed=settings.seed).persist()
+    top = top_item(truth) if settings.without_top_item else None
+    segments = [ALL] if top is None else [ALL, WITHOUT_TOP_ITEM]
+    published_k = published.agg(F.max("place")).collect()[0][0] or 0
     # What stands below the published K is not known, so no cut goes deeper.
     ks = [k for k in settings.ks if k <= published_k]
-    # One more than the largest cut: leaving an item out should not leave an ordering short. Where only as many are
-    # published, all the orderings are one short.
-    tops, retrieved = _tops(comparison, limit=min(max(ks, default=0) + 1, published_k), seed=settings.seed)
-    pairs = _published_pairs(comparison, seed=settings.seed)
-    cached = [truth, candidates, tops.persist(), retrieved.persist(), pairs.persist()]
-    model_pairs = pairs.where(F.col("ordering") == MODEL)
-    found: list[Metric] = []
-    top = top_item(truth) if settings.without_top_item else None
-    for item in (None,) if top is None else (None, top):
-        found += measure_rankings(tops, truth, retrieved, ks=ks, without=item)
-        found += measure_pairs(pairs, without=item)
-        found += measure_calibration(model_pairs, without=item)
-    for df in cached:
+    ranks = rank_positives(_listed(comparison, published, order, truth, seed=settings.seed), top=top)
+    found = [
+        *measure_rankings(truth, ranks, ks=ks, published_k=published_k, segments=segments, top=top),
+        *measure_gauc(pairs, segments=segments, top=top),
+        *measure_auc(pairs, segments=segments, top=top),
+        *measure_calibration(pairs, segments=segments, top=top),
+    ]
+    for df in (truth, order, published, pairs):
         df.unpersist()
     return found
 
 
-def _tops(comparison: Comparison, *, limit: int, seed: int) -> tuple[DataFrame, DataFrame]:
-    """Each ordering's best items of the users who bought something, and which bought items were retrieved."""
-    truth = comparison.truth
-    buyers = truth.select(Col.USER_ID).distinct()
-    candidates = comparison.candidates.join(buyers, on=Col.USER_ID, how="left_semi")
-    pairs = candidates.select(Col.USER_ID, F.explode(F.array_distinct("candidates.item_id")).alias(Col.ITEM_ID))
-    by_popularity = pairs.join(comparison.popularity, on=Col.ITEM_ID, how="left").fillna(0.0, subset="value")
-    by_chance = pairs.withColumn("value", chance(seed=seed))
-    by_retrieval = retrieval_order(candidates, sources=_sources(candidates))
-    by_model = comparison.scores.join(buyers, on=Col.USER_ID, how="left_semi")
-    orderings = {
-        MODEL: by_model.select(Col.USER_ID, F.slice(f"{Col.RANKED}.{Col.ITEM_ID}", 1, limit).alias("items")),
-        RETRIEVAL: by_retrieval.select(Col.USER_ID, F.slice("items", 1, limit).alias("items")),
-        POPULARITY: ordered_by(by_popularity, limit=limit),
-        RANDOM: ordered_by(by_chance, limit=limit),
-    }
-    return _stack(orderings), pairs.join(truth, on=[Col.USER_ID, Col.ITEM_ID], how="left_semi")
-
-
-def _published_pairs(comparison: Comparison, *, seed: int) -> DataFrame:
-    """Every published pair with each ordering's value: the orderings are compared on the same pairs."""
-    order = retrieval_order(comparison.candidates, sources=_sources(comparison.candidates))
-    listed = comparison.scores.join(order, on=Col.USER_ID, how="left")
-    published = listed.select(Col.USER_ID, "items", F.explode(Col.RANKED).alias("pair")).select(
+def _published(comparison: Comparison) -> DataFrame:
+    """(user_id, item_id, place, score, logit) of every published pair."""
+    ranked = comparison.scores.select(Col.USER_ID, F.explode(Col.RANKED).alias("pair"))
+    return ranked.select(
         Col.USER_ID,
         F.col(f"pair.{Col.ITEM_ID}").alias(Col.ITEM_ID),
-        F.col(f"pair.{Col.SCORE}").cast("double").alias(MODEL),
-        F.col(f"pair.{logit(comparison.task)}").alias("logit"),
-        (-F.array_position("items", F.col(f"pair.{Col.ITEM_ID}"))).cast("double").alias(RETRIEVAL),
+        F.col(f"pair.{Col.RANK}").alias("place"),
+        F.col(f"pair.{Col.SCORE}").cast("double").alias(Col.SCORE),
+        F.col(f"pair.{logit(comparison.task)}").alias(LOGIT),
     )
-    bought = comparison.truth.withColumn("label", F.lit(1))
-    popularity = comparison.popularity.withColumnRenamed("value", POPULARITY)
-    labelled = (
-        published.join(bought, on=[Col.USER_ID, Col.ITEM_ID], how="left")
-        .join(popularity, on=Col.ITEM_ID, how="left")
-        .fillna({"label": 0, POPULARITY: 0.0})
-        .withColumn(RANDOM, chance(seed=seed))
+
+
+def _listed(
+    comparison: Comparison, published: DataFrame, order: DataFrame, truth: DataFrame, *, seed: int
+) -> DataFrame:
+    """All candidates of the users for whom something that they bought was retrieved; the others' metrics are 0."""
+    bought = truth.groupBy(Col.USER_ID).agg(F.collect_list(Col.ITEM_ID).alias("bought"))
+    hit = order.join(bought, on=Col.USER_ID, how="inner").where(F.arrays_overlap("items", "bought"))
+    listed = hit.select(
+        Col.USER_ID,
+        F.posexplode("items").alias("place", Col.ITEM_ID),
+        F.col("bought"),
+    ).select(
+        Col.USER_ID,
+        Col.ITEM_ID,
+        F.array_contains("bought", F.col(Col.ITEM_ID)).cast("int").alias(LABEL),
+        (-F.col("place")).cast("double").alias(RETRIEVAL),
     )
-    values = [F.struct(F.lit(name).alias("ordering"), F.col(name).alias("value")) for name in ORDERINGS]
-    long = labelled.select(Col.USER_ID, Col.ITEM_ID, "label", "logit", F.explode(F.array(*values)).alias("of"))
-    return long.select(Col.USER_ID, Col.ITEM_ID, "label", "logit", "of.ordering", "of.value")
+    ranked = published.select(Col.USER_ID, Col.ITEM_ID, (-F.col("place")).cast("double").alias(MODEL))
+    return _with_values(
+        listed.join(ranked, on=[Col.USER_ID, Col.ITEM_ID], how="left"), comparison.popularity, seed=seed
+    )
+
+
+def _pairs(comparison: Comparison, published: DataFrame, order: DataFrame, truth: DataFrame, *, seed: int) -> DataFrame:
+    """Every published pair with each ordering's value: the orderings are compared on the same pairs."""
+    bought = truth.withColumn(LABEL, F.lit(1))
+    pairs = published.join(order, on=Col.USER_ID, how="inner").select(
+        Col.USER_ID,
+        Col.ITEM_ID,
+        LOGIT,
+        F.col(Col.SCORE).alias(MODEL),
+        (-F.array_position("items", F.col(Col.ITEM_ID))).cast("double").alias(RETRIEVAL),
+    )
+    labelled = pairs.join(bought, on=[Col.USER_ID, Col.ITEM_ID], how="left").fillna(0, subset=LABEL)
+    return _with_values(labelled, comparison.popularity, seed=seed, keep=[LOGIT])
+
+
+def _with_values(
+    df: DataFrame, popularity: DataFrame, *, seed: int, keep: tuple[str, ...] | list[str] = ()
+) -> DataFrame:
+    named = popularity.withColumnRenamed("value", POPULARITY)
+    valued = df.join(named, on=Col.ITEM_ID, how="left").fillna(0.0, subset=POPULARITY)
+    return valued.withColumn(RANDOM, chance(seed=seed)).select(Col.USER_ID, Col.ITEM_ID, LABEL, *ORDERINGS, *keep)
 
 
 def _sources(candidates: DataFrame) -> list[str]:
     """The sources in alphabetical order, in which they take turns."""
     sources = candidates.select(F.explode(F.array_distinct("candidates.source")).alias("source")).distinct().collect()
     return sorted(row["source"] for row in sources)
-
-
-def _stack(orderings: Mapping[str, DataFrame]) -> DataFrame:
-    named = [df.select(Col.USER_ID, F.lit(name).alias("ordering"), "items") for name, df in orderings.items()]
-    return reduce(DataFrame.unionByName, named)

@@ -1,12 +1,12 @@
 """Ranking and calibration metrics of one published `ds`, computed in Spark; docs/metrics.md has the definitions.
 
-An ordering is a way to put a user's candidates in order: the model's, retrieval order, popularity, chance. The tables
-that pass between these functions:
+An ordering is a way to put a user's candidates in order: the model's, retrieval order, popularity, chance. A segment is
+what is left in: all items, or all but the window's most bought one. The tables that pass between these functions:
 - truth: (user_id, item_id), what was bought in the label window, retrieved or not;
-- tops: (user_id, ordering, items), each ordering's best items, best first;
-- pairs: (user_id, ordering, item_id, value, label), every published pair with the value by which an ordering ranks it.
+- listed: (user_id, item_id, label, one value per ordering), candidates; the higher the value, the better the place;
+- pairs: the same of the published pairs alone, and their logit.
 
-Driver only. `measure_*` run Spark jobs and bring a few rows to the driver.
+Driver only. `measure_*` run one Spark job each and bring a few rows to the driver.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pyspark.sql import Column, DataFrame, Window, functions as F
+from pyspark.sql import Column, DataFrame, Row, Window, functions as F
 
 from gesr_core.names import Col
 
 ALL, WITHOUT_TOP_ITEM = "all", "without_top_item"
 MODEL, RETRIEVAL, POPULARITY, RANDOM = "model", "retrieval_order", "popularity", "random"
 ORDERINGS: Final = (MODEL, RETRIEVAL, POPULARITY, RANDOM)
+LABEL, LOGIT = "label", "logit"
+_SEGMENT, _ORDERING = "segment", "ordering"
 _NORMAL_95: Final = 1.96
 _BANDS_PER_OCTAVE: Final = 64
 
@@ -72,23 +74,21 @@ def retrieval_order(candidates: DataFrame, *, sources: Sequence[str]) -> DataFra
 
     def of_source(place: int, source: str) -> Column:
         own = F.filter(F.col(Col.CANDIDATES), lambda c: c[Col.SOURCE] == source)
-        best_first = F.array_sort(
-            F.transform(own, lambda c: F.struct(_falling(c[Col.RETRIEVAL_SCORE]), c[Col.ITEM_ID].alias("item")))
+        # A null would sort first, before every known score.
+        falling = F.transform(
+            own,
+            lambda c: F.struct(
+                F.coalesce(-c[Col.RETRIEVAL_SCORE].cast("double"), F.lit(math.inf)).alias("order"),
+                c[Col.ITEM_ID].alias("item"),
+            ),
         )
         return F.transform(
-            best_first,
+            F.sort_array(falling),
             lambda c, turn: F.struct(turn.alias("turn"), F.lit(place).alias("source"), c["item"].alias("item")),
         )
 
-    turns = F.array_sort(F.concat(*(of_source(place, source) for place, source in enumerate(sources))))
+    turns = F.sort_array(F.concat(*(of_source(place, source) for place, source in enumerate(sources))))
     return candidates.select(Col.USER_ID, F.array_distinct(turns["item"]).alias("items"))
-
-
-def ordered_by(scored: DataFrame, *, limit: int) -> DataFrame:
-    """Return (user_id, items) from (user_id, item_id, value): highest value first, ties to the smaller item id."""
-    entry = F.struct(_falling(F.col("value")), F.col(Col.ITEM_ID).alias("item"))
-    best = F.slice(F.array_sort(F.collect_list(entry)), 1, limit)
-    return scored.groupBy(Col.USER_ID).agg(best.alias("best")).select(Col.USER_ID, F.col("best.item").alias("items"))
 
 
 def chance(*, seed: int) -> Column:
@@ -96,101 +96,151 @@ def chance(*, seed: int) -> Column:
     return F.xxhash64(F.lit(seed), Col.USER_ID, Col.ITEM_ID).cast("double")
 
 
+def rank_positives(listed: DataFrame, *, top: int | str | None) -> DataFrame:
+    """Return (user_id, item_id, ordering, rank, rank_without) of the positives; ties go to the smaller item id.
+
+    `rank_without` is the rank once the item `top` is taken away. A null value in an ordering gives no rank in it.
+    """
+    wanted, other = listed.where(F.col(LABEL) == 1).alias("wanted"), listed.alias("other")
+    is_top = F.lit(False) if top is None else F.col(f"other.{Col.ITEM_ID}") == F.lit(top)
+    counts, ranks = [], []
+    for name in ORDERINGS:
+        theirs, mine = F.col(f"other.{name}"), F.col(f"wanted.{name}")
+        smaller = F.col(f"other.{Col.ITEM_ID}") < F.col(f"wanted.{Col.ITEM_ID}")
+        before = (theirs > mine) | ((theirs == mine) & smaller)
+        counts.append(F.when(F.first(mine).isNotNull(), F.count_if(before)).alias(f"before_{name}"))
+        counts.append(F.count_if(before & is_top).alias(f"top_before_{name}"))
+        rank = F.col(f"before_{name}") + 1
+        without = rank - F.col(f"top_before_{name}")
+        ranks.append(F.struct(F.lit(name).alias(_ORDERING), rank.alias("rank"), without.alias("rank_without")))
+    # Only positives are placed: sorting every candidate list in every ordering would cost far more.
+    beside = wanted.join(other, on=F.col(f"wanted.{Col.USER_ID}") == F.col(f"other.{Col.USER_ID}"), how="inner")
+    counted = beside.groupBy(f"wanted.{Col.USER_ID}", f"wanted.{Col.ITEM_ID}").agg(*counts)
+    return counted.select(Col.USER_ID, Col.ITEM_ID, F.explode(F.array(*ranks)).alias("of")).select(
+        Col.USER_ID, Col.ITEM_ID, "of.*"
+    )
+
+
 def measure_rankings(
-    tops: DataFrame, truth: DataFrame, retrieved: DataFrame, *, ks: Sequence[int], without: int | str | None
+    truth: DataFrame,
+    ranks: DataFrame,
+    *,
+    ks: Sequence[int],
+    published_k: int,
+    segments: Sequence[str],
+    top: int | str | None,
 ) -> Iterator[Metric]:
     """Recall@k and NDCG@k, over users with a purchase, and beside them the values among retrieved positives.
 
     Args:
-        tops: each ordering's best items, at least max(ks) of them where there are so many.
         truth: what was bought.
-        retrieved: (user_id, item_id), the candidates that were bought.
-        ks: cuts.
-        without: an item to leave out of the orderings and of the truth; the segment is then `without_top_item`.
+        ranks: of what was bought and retrieved, as `rank_positives` gives them.
+        ks: cuts, none above `published_k`.
+        published_k: places that the model published; every ordering is cut to them before an item is taken out.
+        segments: which to measure.
+        top: the item that the segment `without_top_item` leaves out.
     """
-    segment = ALL
-    if without is not None:
-        segment = WITHOUT_TOP_ITEM
-        truth = truth.where(F.col(Col.ITEM_ID) != F.lit(without))
-        retrieved = retrieved.where(F.col(Col.ITEM_ID) != F.lit(without))
-        tops = tops.withColumn("items", F.array_remove("items", without))
-    bought = truth.groupBy(Col.USER_ID).agg(F.count(F.lit(1)).alias("bought"))
-    found = retrieved.groupBy(Col.USER_ID).agg(F.count(F.lit(1)).alias("found"))
-    orderings = tops.select("ordering").distinct()
-    users = bought.join(found, on=Col.USER_ID, how="left").fillna(0, subset="found").join(orderings, how="cross")
-    placed = tops.select(Col.USER_ID, "ordering", F.posexplode("items").alias("place", Col.ITEM_ID))
-    hits = placed.join(truth, on=[Col.USER_ID, Col.ITEM_ID], how="left_semi")
-    gains = hits.groupBy(Col.USER_ID, "ordering").agg(*(c for k in ks for c in _gains_at(k)))
-    per_user = users.join(gains, on=[Col.USER_ID, "ordering"], how="left").fillna(0)
-    values = {name: value for k in ks for name, value in _per_user_at(k, max(ks)).items()}
-    averages = [a for name, value in values.items() for a in _mean_of(value, name)]
-    for row in per_user.groupBy("ordering").agg(*averages).orderBy("ordering").collect():
-        for name in values:
-            metric, _, k = name.rpartition("_at_")
-            mean, spread, n = row[name], row[f"{name}_spread"], row[f"{name}_n"]
-            if n:
-                half = _NORMAL_95 * (spread or 0.0) / math.sqrt(n)
-                yield Metric(row["ordering"], metric, int(k), segment, mean, mean - half, mean + half, n)
+    users = _in_segments(truth, segments, top=top).groupBy(_SEGMENT, Col.USER_ID)
+    bought = users.agg(F.count(F.lit(1)).alias("bought"))
+    of_ordering = F.explode(F.array(*(F.lit(name) for name in ORDERINGS))).alias(_ORDERING)
+    place = F.when(F.col(_SEGMENT) == ALL, F.col("rank")).otherwise(F.col("rank_without"))
+    known = F.when(F.col("rank") <= published_k, place).alias("place")
+    hits = _in_segments(ranks, segments, top=top).select("*", known).groupBy(_SEGMENT, Col.USER_ID, _ORDERING)
+    gains = hits.agg(F.count(F.lit(1)).alias("found"), *(column for k in ks for column in _gains_at(k)))
+    per_user = bought.select("*", of_ordering).join(gains, on=[_SEGMENT, Col.USER_ID, _ORDERING], how="left").fillna(0)
+    values = {name: value for k in ks for name, value in _per_user_at(k).items()}
+    means = [column for name, value in values.items() for column in _mean_of(value, name)]
+    for row in per_user.groupBy(_SEGMENT, _ORDERING).agg(*means).orderBy(_SEGMENT, _ORDERING).collect():
+        yield from (metric for name in values if (metric := _ranking_metric(row, name)))
 
 
-def measure_pairs(pairs: DataFrame, *, without: int | str | None) -> Iterator[Metric]:
-    """AUC over all published pairs, and GAUC: the mean of the users' own AUCs, weighted by their pairs.
+def measure_gauc(pairs: DataFrame, *, segments: Sequence[str], top: int | str | None) -> Iterator[Metric]:
+    """GAUC: the mean of the AUCs of the users with both classes, weighted by their pairs. Ties count one half."""
+    # Most users have no positive, and no AUC of their own.
+    buyers = pairs.where(F.col(LABEL) == 1).select(Col.USER_ID).distinct()
+    theirs = _in_segments(pairs.join(buyers, on=Col.USER_ID, how="left_semi"), segments, top=top)
+    positive, negative = (theirs.where(F.col(LABEL) == label).alias(name) for label, name in ((1, "p"), (0, "n")))
+    same_user = [F.col(f"p.{name}") == F.col(f"n.{name}") for name in (_SEGMENT, Col.USER_ID)]
+    won = [F.avg(_win(F.col(f"p.{name}"), F.col(f"n.{name}"))).alias(name) for name in ORDERINGS]
+    by_user = positive.join(negative, on=same_user, how="inner").groupBy(f"p.{_SEGMENT}", f"p.{Col.USER_ID}").agg(*won)
+    sizes = theirs.groupBy(_SEGMENT, Col.USER_ID).agg(F.count(F.lit(1)).alias("pairs"))
+    weighted = by_user.join(sizes, on=[_SEGMENT, Col.USER_ID], how="inner").groupBy(_SEGMENT)
+    means = [(F.sum(F.col(name) * F.col("pairs")) / F.sum("pairs")).alias(name) for name in ORDERINGS]
+    for row in weighted.agg(F.count(F.lit(1)).alias("users"), *means).orderBy(_SEGMENT).collect():
+        yield from (
+            Metric(name, "gauc", None, row[_SEGMENT], row[name], None, None, row["users"]) for name in ORDERINGS
+        )
 
-    Ties count one half. GAUC is over users with both classes.
+
+def measure_auc(pairs: DataFrame, *, segments: Sequence[str], top: int | str | None) -> Iterator[Metric]:
+    """AUC over all pairs. Ties count one half.
+
+    AUC = sum over values of positives x (negatives below + half of the negatives at the value) / (P x N), P and N being
+    all positives and negatives. Values are cut into bands, so that no single task has to sort all of them.
     """
-    segment = ALL if without is None else WITHOUT_TOP_ITEM
-    kept = pairs if without is None else pairs.where(F.col(Col.ITEM_ID) != F.lit(without))
-    # Users without a positive have no AUC of their own; most users are such.
-    with_positive = kept.where(F.col("label") == 1).select(Col.USER_ID).distinct()
-    theirs = kept.join(with_positive, on=Col.USER_ID, how="left_semi")
-    by_user = ["ordering", Col.USER_ID]
-    one_band = {"band": F.lit(0), "before_band": F.lit(0)}
-    per_value = theirs.groupBy(*by_user, "value").agg(*_class_counts()).withColumns(one_band)
-    per_user = _auc(per_value, by=by_user)
-    weight = F.when(F.col("auc").isNotNull(), F.col("positives") + F.col("negatives"))
-    gauc = per_user.groupBy("ordering").agg(
-        (F.sum(F.col("auc") * weight) / F.sum(weight)).alias("value"), F.count("auc").alias("n")
+    of = [F.struct(F.lit(name).alias(_ORDERING), F.col(name).alias("value")) for name in ORDERINGS]
+    long = pairs.select(Col.ITEM_ID, LABEL, F.explode(F.array(*of)).alias("of")).select(Col.ITEM_ID, LABEL, "of.*")
+    counts = [column for s in segments for column in _class_counts(s, _left_in(s, top=top))]
+    banded = long.groupBy(_ORDERING, "value").agg(*counts).withColumn("band", _band(F.col("value")))
+    in_band = banded.groupBy(_ORDERING, "band").agg(
+        *(F.sum(f"negatives_{s}").alias(f"negatives_{s}") for s in segments)
     )
-    for row in gauc.where("value IS NOT NULL").orderBy("ordering").collect():
-        yield Metric(row["ordering"], "gauc", None, segment, row["value"], None, None, row["n"])
-    pooled = _in_bands(kept.groupBy("ordering", "value").agg(*_class_counts()), by=["ordering"])
-    overall = _auc(pooled, by=["ordering"])
-    for row in overall.where("auc IS NOT NULL").orderBy("ordering").collect():
-        pairs_n = row["positives"] + row["negatives"]
-        yield Metric(row["ordering"], "auc", None, segment, row["auc"], None, None, pairs_n)
+    starts = in_band.select(
+        _ORDERING,
+        "band",
+        *(_sum_below(f"negatives_{s}", by=[_ORDERING], along="band").alias(f"start_{s}") for s in segments),
+    )
+    # Bands are some hundreds per ordering whatever the data.
+    joined = banded.join(F.broadcast(starts), on=[_ORDERING, "band"], how="inner")
+    for segment in segments:
+        below = F.col(f"start_{segment}") + _sum_below(f"negatives_{segment}", by=[_ORDERING, "band"], along="value")
+        won = F.col(f"positives_{segment}") * (below + F.col(f"negatives_{segment}") / F.lit(2.0))
+        joined = joined.withColumn(f"won_{segment}", won)
+    sums = [f"{what}_{segment}" for what in ("won", "positives", "negatives") for segment in segments]
+    for row in joined.groupBy(_ORDERING).agg(*(F.sum(name).alias(name) for name in sums)).orderBy(_ORDERING).collect():
+        for segment in segments:
+            positives, negatives = row[f"positives_{segment}"], row[f"negatives_{segment}"]
+            if positives and negatives:
+                auc = row[f"won_{segment}"] / (positives * negatives)
+                yield Metric(row[_ORDERING], "auc", None, segment, auc, None, None, positives + negatives)
 
 
-def measure_calibration(pairs: DataFrame, *, without: int | str | None) -> Iterator[Metric]:
-    """Normalised entropy of (item_id, logit, label): mean log loss over the entropy of these pairs' own base rate."""
-    segment = ALL if without is None else WITHOUT_TOP_ITEM
-    kept = pairs if without is None else pairs.where(F.col(Col.ITEM_ID) != F.lit(without))
-    logit_, label_ = F.col("logit").cast("double"), F.col("label")
+def measure_calibration(pairs: DataFrame, *, segments: Sequence[str], top: int | str | None) -> Iterator[Metric]:
+    """Normalised entropy of the model: mean log loss over the entropy of these pairs' own base rate."""
+    logit_, label_ = F.col(LOGIT).cast("double"), F.col(LABEL)
     # log(1 + e^x) - y x, without overflow at large |x|
     loss = F.greatest(logit_, F.lit(0.0)) - logit_ * label_ + F.log1p(F.exp(-F.abs(logit_)))
-    row = kept.agg(F.avg(loss).alias("loss"), F.avg(label_).alias("rate"), F.count(F.lit(1)).alias("n")).collect()[0]
-    rate = row["rate"]
-    if rate is not None and 0 < rate < 1:
-        entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
-        yield Metric(MODEL, "ne", None, segment, row["loss"] / entropy, None, None, row["n"])
-        yield Metric(MODEL, "base_rate", None, segment, rate, None, None, row["n"])
+    kept = _in_segments(pairs, segments, top=top).groupBy(_SEGMENT)
+    means = kept.agg(F.avg(loss).alias("loss"), F.avg(label_).alias("rate"), F.count(F.lit(1)).alias("n"))
+    for row in means.orderBy(_SEGMENT).collect():
+        rate = row["rate"]
+        if 0 < rate < 1:
+            entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
+            yield Metric(MODEL, "ne", None, row[_SEGMENT], row["loss"] / entropy, None, None, row["n"])
+            yield Metric(MODEL, "base_rate", None, row[_SEGMENT], rate, None, None, row["n"])
 
 
-def _falling(value: Column) -> Column:
-    # A null would sort first, before every known value.
-    return F.coalesce(-value.cast("double"), F.lit(math.inf)).alias("order")
+def _left_in(segment: str, *, top: int | str | None) -> Column:
+    return F.lit(True) if segment == ALL or top is None else F.col(Col.ITEM_ID) != F.lit(top)
+
+
+def _in_segments(df: DataFrame, segments: Sequence[str], *, top: int | str | None) -> DataFrame:
+    """Repeat each row for every segment that its item is in."""
+    names = F.array(*(F.when(_left_in(segment, top=top), F.lit(segment)) for segment in segments))
+    return df.withColumn(_SEGMENT, F.explode(F.array_compact(names)))
 
 
 def _gains_at(k: int) -> tuple[Column, Column]:
-    """Hits and discounted gain of a user's ordering at a cut; `place` counts from 0."""
-    within = F.col("place") < k
-    gain = F.when(within, 1.0 / F.log2(F.col("place") + 2.0)).otherwise(0.0)
-    return F.sum(within.cast("int")).alias(f"hits_{k}"), F.sum(gain).alias(f"gain_{k}")
+    """Hits and discounted gain of a user's ordering at a cut; `place` counts from 1."""
+    within = F.col("place") <= k
+    gain = F.when(within, 1.0 / F.log2(F.col("place") + 1.0)).otherwise(0.0)
+    return F.count_if(within).alias(f"hits_{k}"), F.sum(gain).alias(f"gain_{k}")
 
 
-def _per_user_at(k: int, largest_k: int) -> dict[str, Column]:
+def _per_user_at(k: int) -> dict[str, Column]:
     """A user's metrics at a cut; null (left out of the mean) where nothing that was bought was retrieved."""
-    discounts = [1.0 / math.log2(place + 2.0) for place in range(largest_k)]
-    best = F.array(*(F.lit(sum(discounts[: place + 1])) for place in range(largest_k)))
+    discounts = [1.0 / math.log2(place + 1.0) for place in range(1, k + 1)]
+    best = F.array(*(F.lit(sum(discounts[:places])) for places in range(1, k + 1)))
     hits, gain = F.col(f"hits_{k}"), F.col(f"gain_{k}")
     any_found = F.col("found") > 0
 
@@ -206,43 +256,34 @@ def _per_user_at(k: int, largest_k: int) -> dict[str, Column]:
 
 
 def _mean_of(value: Column, name: str) -> tuple[Column, Column, Column]:
-    return (
-        F.avg(value).alias(name),
-        F.stddev_samp(value).alias(f"{name}_spread"),
-        F.count(value).alias(f"{name}_n"),
-    )
+    return F.avg(value).alias(name), F.stddev_samp(value).alias(f"{name}_spread"), F.count(value).alias(f"{name}_n")
 
 
-def _class_counts() -> tuple[Column, Column]:
-    positives = F.sum(F.col("label"))
-    return positives.alias("positives"), (F.count(F.lit(1)) - positives).alias("negatives")
+def _ranking_metric(row: Row, name: str) -> Metric | None:
+    mean, spread, n = row[name], row[f"{name}_spread"], row[f"{name}_n"]
+    if not n:
+        return None
+    metric, _, k = name.rpartition("_at_")
+    half = None if spread is None else _NORMAL_95 * spread / math.sqrt(n)
+    low, high = (None, None) if half is None else (mean - half, mean + half)
+    return Metric(row[_ORDERING], metric, int(k), row[_SEGMENT], mean, low, high, n)
 
 
-def _auc(per_value: DataFrame, *, by: Sequence[str]) -> DataFrame:
-    """Return (by, auc, positives, negatives) from class counts per distinct value in bands; null auc with one class.
-
-    AUC = sum over values of positives x (negatives below + half of the negatives at the value) / (P x N).
-    """
-    below = F.col("before_band") + _sum_below("negatives", within=[*by, "band"], along="value")
-    won = F.col("positives") * (below + F.col("negatives") / F.lit(2.0))
-    sums = [F.sum(name).alias(name) for name in ("won", "positives", "negatives")]
-    total = per_value.withColumn("won", won).groupBy(*by).agg(*sums)
-    both = F.col("positives") * F.col("negatives")
-    return total.select(*by, F.when(both > 0, F.col("won") / both).alias("auc"), "positives", "negatives")
+def _win(positive: Column, negative: Column) -> Column:
+    return F.when(positive > negative, 1.0).when(positive == negative, 0.5).otherwise(0.0)
 
 
-def _in_bands(per_value: DataFrame, *, by: Sequence[str]) -> DataFrame:
-    """Cut the values into bands, so that no single task has to sort them all, and count the negatives below each band.
-
-    Any function that never falls as the value rises gives the same AUC; this one spreads any scale over some hundreds.
-    """
-    size = F.log2(F.abs("value") + 1.0)
-    banded = per_value.withColumn("band", F.floor(F.signum("value") * size * F.lit(_BANDS_PER_OCTAVE)))
-    bands = banded.groupBy(*by, "band").agg(F.sum("negatives").alias("in_band"))
-    starts = bands.select(*by, "band", _sum_below("in_band", within=by, along="band").alias("before_band"))
-    return banded.join(starts, on=[*by, "band"], how="inner")
+def _class_counts(segment: str, left_in: Column) -> tuple[Column, Column]:
+    is_positive = F.col(LABEL) == 1
+    positives, negatives = F.count_if(left_in & is_positive), F.count_if(left_in & ~is_positive)
+    return positives.alias(f"positives_{segment}"), negatives.alias(f"negatives_{segment}")
 
 
-def _sum_below(name: str, *, within: Sequence[str], along: str) -> Column:
-    rows_below = Window.partitionBy(*within).orderBy(along).rowsBetween(Window.unboundedPreceding, -1)
+def _band(value: Column) -> Column:
+    """Any function that never falls as the value rises will do; this one spreads every scale over some hundreds."""
+    return F.floor(F.signum(value) * F.log2(F.abs(value) + 1.0) * F.lit(_BANDS_PER_OCTAVE))
+
+
+def _sum_below(name: str, *, by: Sequence[str], along: str) -> Column:
+    rows_below = Window.partitionBy(*by).orderBy(along).rowsBetween(Window.unboundedPreceding, -1)
     return F.coalesce(F.sum(name).over(rows_below), F.lit(0))

@@ -8,23 +8,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pyspark.sql import DataFrame, SparkSession, functions as F
+from pyspark.sql import DataFrame, SparkSession
 
 from gesr_core.metrics.ranking import (
     ALL,
+    ORDERINGS,
     WITHOUT_TOP_ITEM,
     Metric,
+    measure_auc,
     measure_calibration,
-    measure_pairs,
+    measure_gauc,
     measure_rankings,
     one_row_per_user,
-    ordered_by,
+    rank_positives,
     retrieval_order,
     top_item,
 )
 
 pytestmark = pytest.mark.spark
 
+PAIRS = ", ".join(["user_id bigint, item_id bigint, label int, logit float", *(f"{name} double" for name in ORDERINGS)])
 CANDIDATES = "user_id bigint, candidates array<struct<item_id:bigint,source:string,retrieval_score:double>>"
 
 
@@ -32,8 +35,29 @@ def pairs_df(spark: SparkSession, user_items: Sequence[tuple[int, int]]) -> Data
     return spark.createDataFrame(list(user_items), "user_id bigint, item_id bigint")
 
 
-def tops_df(spark: SparkSession, tops: Sequence[tuple[int, str, list[int]]]) -> DataFrame:
-    return spark.createDataFrame(list(tops), "user_id bigint, ordering string, items array<bigint>")
+def rankings(
+    spark: SparkSession,
+    truth: Sequence[tuple[int, int]],
+    tops: Mapping[int, list[int]],
+    *,
+    ks: list[int],
+    published_k: int = 100,
+    top: int | None = None,
+    segment: str = ALL,
+) -> list[Metric]:
+    """Metrics of the model's ordering of each user's candidates, given best first."""
+    rows = [
+        (user, item, int((user, item) in truth), *(-float(place) for _ in ORDERINGS))
+        for user, items in tops.items()
+        for place, item in enumerate(items)
+    ]
+    schema = ", ".join(["user_id bigint, item_id bigint, label int", *(f"{name} double" for name in ORDERINGS)])
+    ranks = rank_positives(spark.createDataFrame(rows, schema), top=top)
+    segments = [ALL, WITHOUT_TOP_ITEM]
+    measured = measure_rankings(
+        pairs_df(spark, truth), ranks, ks=ks, published_k=published_k, segments=segments, top=top
+    )
+    return [m for m in measured if m.segment == segment and m.ordering == "model"]
 
 
 def by_name(metrics: Sequence[Metric]) -> dict[tuple[str, str, int | None], float]:
@@ -52,9 +76,13 @@ def test_a_candidate_without_source_keeps_its_place_and_one_without_item_has_non
     assert retrieval_order(df, sources=["", "a"]).collect()[0]["items"] == [5, 6]
 
 
-def test_ties_go_to_the_smaller_item(spark: SparkSession) -> None:
-    scored = pairs_df(spark, [(1, 9), (1, 3), (1, 5), (1, 4)]).withColumn("value", F.col("item_id") % 2 * 1.0)
-    assert ordered_by(scored, limit=3).collect()[0]["items"] == [3, 5, 9]
+def test_ties_go_to_the_smaller_item_and_no_value_has_no_rank(spark: SparkSession) -> None:
+    rows = [(1, item, 1, value, 0.0, -float(item), 1.0) for item, value in ((9, 5.0), (3, 5.0), (4, 7.0), (8, None))]
+    schema = ", ".join(["user_id bigint, item_id bigint, label int", *(f"{name} double" for name in ORDERINGS)])
+    ranked = rank_positives(spark.createDataFrame(rows, schema), top=3).collect()
+    of_model = {r["item_id"]: (r["rank"], r["rank_without"]) for r in ranked if r["ordering"] == "model"}
+    assert of_model == {4: (1, 1), 3: (2, 2), 9: (3, 2), 8: (None, None)}
+    assert {r["item_id"]: r["rank"] for r in ranked if r["ordering"] == "random"} == {3: 1, 4: 2, 8: 3, 9: 4}
 
 
 def test_the_top_item_is_the_one_with_most_buyers_then_the_smallest(spark: SparkSession) -> None:
@@ -64,12 +92,8 @@ def test_the_top_item_is_the_one_with_most_buyers_then_the_smallest(spark: Spark
 
 def test_recall_and_ndcg_by_hand(spark: SparkSession) -> None:
     # User 1 bought three items, of which 50 was never retrieved; user 2 one that stands third; user 3 none retrieved.
-    truth = pairs_df(spark, [(1, 10), (1, 11), (1, 50), (2, 12), (3, 60)])
-    retrieved = pairs_df(spark, [(1, 10), (1, 11), (2, 12)])
-    tops = tops_df(spark, [(1, "model", [10, 99, 11]), (2, "model", [97, 98, 12])])
-    found = list(measure_rankings(tops, truth, retrieved, ks=[2, 3], without=None))
-    assert {m.segment for m in found} == {ALL}
-    got = by_name(found)
+    truth = [(1, 10), (1, 11), (1, 50), (2, 12), (3, 60)]
+    got = by_name(rankings(spark, truth, {1: [10, 99, 11], 2: [97, 98, 12]}, ks=[2, 3]))
     second, third = 1 / math.log2(3), 1 / math.log2(4)
     assert got == pytest.approx(
         {
@@ -87,24 +111,25 @@ def test_recall_and_ndcg_by_hand(spark: SparkSession) -> None:
 
 
 def test_without_an_item_the_next_ones_move_up(spark: SparkSession) -> None:
-    truth = pairs_df(spark, [(1, 7), (1, 8), (2, 7)])
-    tops = tops_df(spark, [(1, "model", [7, 8]), (2, "model", [7, 8])])
-    found = list(measure_rankings(tops, truth, truth, ks=[1], without=7))
-    assert {m.segment for m in found} == {WITHOUT_TOP_ITEM}
+    truth = [(1, 7), (1, 8), (2, 7)]
+    found = rankings(spark, truth, {1: [7, 8], 2: [7, 8]}, ks=[1], top=7, segment=WITHOUT_TOP_ITEM)
     assert by_name(found)["model", "recall", 1] == 1.0
     # User 2 bought nothing else and is no longer counted.
     assert {m.n for m in found} == {1}
 
 
+def test_what_was_not_published_does_not_move_up(spark: SparkSession) -> None:
+    found = rankings(spark, [(1, 8)], {1: [7, 8]}, ks=[1], published_k=1, top=7, segment=WITHOUT_TOP_ITEM)
+    assert by_name(found)["model", "recall", 1] == 0.0
+
+
 def test_an_interval_holds_its_mean_and_needs_two_users(spark: SparkSession) -> None:
-    truth = pairs_df(spark, [(user, user % 3) for user in range(30)])
-    tops = tops_df(spark, [(user, "model", [0, 1]) for user in range(30)])
-    metric = next(m for m in measure_rankings(tops, truth, truth, ks=[1], without=None) if m.metric == "recall")
-    assert metric.value == pytest.approx(1 / 3)
-    assert metric.ci_low is not None
-    assert metric.ci_high is not None
+    users = {user: [0, 1] for user in range(30)}
+    metric = next(m for m in rankings(spark, [(u, u % 3) for u in users], users, ks=[1]) if m.metric == "recall")
     half = 1.96 * math.sqrt(30 / 29 * (1 / 3) * (2 / 3) / 30)
-    assert (metric.ci_low, metric.ci_high) == pytest.approx((1 / 3 - half, 1 / 3 + half))
+    assert (metric.value, metric.ci_low, metric.ci_high) == pytest.approx((1 / 3, 1 / 3 - half, 1 / 3 + half))
+    alone = rankings(spark, [(1, 0)], {1: [0]}, ks=[1])[0]
+    assert (alone.ci_low, alone.ci_high) == (None, None)
 
 
 def test_pair_metrics_agree_with_a_plain_reference(spark: SparkSession) -> None:
@@ -120,33 +145,32 @@ def test_pair_metrics_agree_with_a_plain_reference(spark: SparkSession) -> None:
         "retrieval_order": -rng.integers(1, 30, len(keys)).astype(float),
     }
     rows = [
-        (user, item, int(labels[i]), float(values["model"][i]), ordering, float(of[i]))
-        for ordering, of in values.items()
+        (user, item, int(labels[i]), float(values["model"][i]), *(float(values[name][i]) for name in ORDERINGS))
         for i, (user, item) in enumerate(keys)
     ]
-    schema = "user_id bigint, item_id bigint, label int, logit float, ordering string, value double"
-    df = spark.createDataFrame(rows, schema)
-    for without in (None, 7):
-        keep = np.array([item != without for _, item in keys])
+    df = spark.createDataFrame(rows, PAIRS)
+    metrics = [
+        metric
+        for measure in (measure_gauc, measure_auc, measure_calibration)
+        for metric in measure(df, segments=[ALL, WITHOUT_TOP_ITEM], top=7)
+    ]
+    for segment in (ALL, WITHOUT_TOP_ITEM):
+        keep = np.array([segment == ALL or item != 7 for _, item in keys])
         group = np.array([user for user, _ in keys])[keep]
-        got = by_name([*measure_pairs(df, without=without), *measure_calibration(_model(df), without=without)])
         expected: dict[tuple[str, str, int | None], float] = {}
         for ordering, of in values.items():
             expected[ordering, "auc", None] = _auc(labels[keep], of[keep])
             expected[ordering, "gauc", None] = _gauc(labels[keep], of[keep], group)
         expected["model", "ne", None] = _ne(labels[keep], values["model"][keep])
         expected["model", "base_rate", None] = float(labels[keep].mean())
+        got = by_name([metric for metric in metrics if metric.segment == segment])
         assert got == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_class_alone_has_no_auc_and_no_ne(spark: SparkSession) -> None:
-    schema = "user_id bigint, item_id bigint, label int, logit float, ordering string, value double"
-    df = spark.createDataFrame([(1, 1, 0, 0.5, "model", 0.5), (1, 2, 0, 0.1, "model", 0.1)], schema)
-    assert [*measure_pairs(df, without=None), *measure_calibration(df, without=None)] == []
-
-
-def _model(df: DataFrame) -> DataFrame:
-    return df.where("ordering = 'model'")
+    df = spark.createDataFrame([(1, 1, 0, 0.5, 0.5, 0.0, 0.0, 0.0), (1, 2, 0, 0.1, 0.1, 0.0, 0.0, 0.0)], PAIRS)
+    for measure in (measure_gauc, measure_auc, measure_calibration):
+        assert list(measure(df, segments=[ALL], top=None)) == []
 
 
 def _auc(labels: Any, values: Any) -> float:
