@@ -48,7 +48,8 @@ def test_the_window_holds_the_request_time_and_not_its_end(spark: SparkSession) 
 
 def test_a_spend_must_exceed_the_median_of_the_users_own_past_spends(spark: SparkSession) -> None:
     # User 1 spent 1, 3 and 10 before: the median is 3. The view of 100 is no spend. What comes later does not count.
-    past: list[Event] = [(1, 5, at(3), "buy", v) for v in (1.0, 3.0, 10.0)] + [(1, 5, at(3), "view", 100.0)]
+    past: list[Event] = [(1, 5, at(3), "buy", value) for value in (1.0, 3.0, 10.0)]
+    past.append((1, 5, at(3), "view", 100.0))
     events: list[Event] = [
         *past,
         (1, 20, at(11), "buy", 3.0),  # equal is not above
