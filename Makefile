@@ -24,8 +24,7 @@ help:
 	@echo 'Scores every retrieved candidate of a day with an early-stage ranking model and publishes the best K per user.'
 	@echo
 	@echo '  make demo    from nothing to scored users: sample data, training, one scored day, metrics (DS=$(DS))'
-	@echo '  make test    the checks and all tests, then the shorter pass in the petastorm set of versions'
-	@echo '               (STACK=petastorm: that pass alone)'
+	@echo '  make test    the checks and all tests (STACK=petastorm: the shorter pass in the other set of versions)'
 	@echo '  make lint    the checks alone: ruff, mypy, import contracts'
 	@echo '  make env     the environment alone; then: source .venv/bin/activate   (STACK=petastorm: .venv-petastorm)'
 	@echo '  make clean   takes away the environments and all that set-up and local runs wrote'
@@ -42,9 +41,7 @@ demo: env
 ifeq ($(STACK),petastorm)
 test: test-petastorm
 else
-# one after the other, also under make -j
 test: test-main
-	@$(MAKE) --no-print-directory test-petastorm STACK=petastorm
 endif
 
 test-main: lint
