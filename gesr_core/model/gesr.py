@@ -92,7 +92,6 @@ class Gesr(nn.Module):
                 heads=attention_heads,
                 max_history=max_history,
                 time_buckets=time_buckets,
-                dropout=dropout,
             )
             if attention_layers
             else None

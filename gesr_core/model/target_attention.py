@@ -57,7 +57,7 @@ class RelativeBias(nn.Module):
 class TargetAttentionLayer(nn.Module):
     """One HSTU layer, for history rows and for target rows."""
 
-    def __init__(self, *, width: int, heads: int, max_history: int, time_buckets: int, dropout: float) -> None:
+    def __init__(self, *, width: int, heads: int, max_history: int, time_buckets: int) -> None:
         super().__init__()
         self.heads = heads
         self.normaliser = float(max_history)
@@ -65,7 +65,6 @@ class TargetAttentionLayer(nn.Module):
         self.uvqk = nn.Linear(width, 4 * width)
         self.attended_norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
         self.bias = RelativeBias(heads=heads, max_history=max_history, time_buckets=time_buckets)
 
     def project(self, row_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -76,7 +75,7 @@ class TargetAttentionLayer(nn.Module):
     def finish(self, row_BLD: Tensor, u_BLD: Tensor, attended_BHLK: Tensor) -> Tensor:
         """Return the layer's output rows_BLD."""
         attended_BLD = attended_BHLK.transpose(1, 2).flatten(-2)
-        return row_BLD + self.dropout(self.output(u_BLD * self.attended_norm(attended_BLD)))
+        return row_BLD + self.output(u_BLD * self.attended_norm(attended_BLD))
 
     def forward(self, row_BLD: Tensor, *, later_BLL: Tensor, elapsed_s_BLL: Tensor, mask_BLL: Tensor) -> Tensor:
         """Return the output rows of the concatenated sequence: the plain form."""
@@ -101,14 +100,10 @@ class TargetAttentionLayer(nn.Module):
 class TargetAttention(nn.Module):
     """A stack of layers; what comes out is each target's own row."""
 
-    def __init__(
-        self, *, layers: int, width: int, heads: int, max_history: int, time_buckets: int, dropout: float
-    ) -> None:
+    def __init__(self, *, layers: int, width: int, heads: int, max_history: int, time_buckets: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            TargetAttentionLayer(
-                width=width, heads=heads, max_history=max_history, time_buckets=time_buckets, dropout=dropout
-            )
+            TargetAttentionLayer(width=width, heads=heads, max_history=max_history, time_buckets=time_buckets)
             for _ in range(layers)
         )
         self.target = nn.Parameter(torch.zeros(width))

@@ -14,7 +14,7 @@ from tests.models import random_inputs
 def attention(layers: int) -> TargetAttention:
     """Layers with random weights, in float64."""
     torch.manual_seed(layers)
-    stack = TargetAttention(layers=layers, width=8, heads=2, max_history=6, time_buckets=8, dropout=0.1).double().eval()
+    stack = TargetAttention(layers=layers, width=8, heads=2, max_history=6, time_buckets=8).double().eval()
     for parameter in stack.parameters():
         nn.init.normal_(parameter, std=0.5)
     return stack
