@@ -9,24 +9,22 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Final
 
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
+from gesr_core.candidate_set import EVENT_COLUMNS, build_candidate_set, dates_to_build
 from gesr_core.config import Config
 from gesr_core.dates import impression_dates, request_time_us, shift_ds
 from gesr_core.entry import job_config, job_parser, run_job
 from gesr_core.io.event_span import newest_event_us
 from gesr_core.io.session import open_session
-from gesr_core.io.tables import one_ds, read_input, read_table, table_exists, table_version
-from gesr_core.join.impressions import build_impressions, sample_users
+from gesr_core.io.tables import one_ds, read_input, read_table, table_version
 from gesr_core.join.labels import positives
-from gesr_core.join.retrieval import fit_retrieval, retrieve
 from gesr_core.metrics.retrieval_report import retrieval_recall, summarise_impressions
 from gesr_core.names import Col, Role, label
-from gesr_core.sink.provenance import Provenance, commit_metadata, content_digests, settings_hash, stale_partitions
+from gesr_core.sink.provenance import commit_metadata
 from gesr_core.sink.tables import create_table, replace_where
 
 log = logging.getLogger("build_candidates")
@@ -43,17 +41,6 @@ it changes nothing.
                                                        train on, each made from what lay before its day; the
                                                        last label window closes at the request time of --ds"""
 
-_EVENT_COLUMNS: Final = (Col.USER_ID, Col.ITEM_ID, Col.EVENT_TS, Col.ACTION, Col.VALUE)
-# The settings that decide a partition's rows; which other dates there are does not.
-_SECTIONS: Final[dict[Role, dict[str, Any]]] = {
-    Role.CANDIDATES: {"candidates": True},
-    Role.IMPRESSIONS: {
-        "candidates": True,
-        "impressions": {"user_rate", "negative_rate", "unexposed_items", "seed"},
-        "labels": True,
-    },
-}
-
 
 def main(argv: Sequence[str]) -> None:
     """Build what is missing or was made from other events or settings, then report."""
@@ -62,12 +49,12 @@ def main(argv: Sequence[str]) -> None:
     wanted = {Role.CANDIDATES: [args.ds], Role.IMPRESSIONS: _past_dates(args.ds, config) if args.impressions else []}
     with open_session("build_candidates", spark_keys=config.spark) as spark, ExitStack() as caches:
         ref = config.table(Role.EVENTS)
-        events = read_input(spark, ref, version=table_version(spark, ref)).select(*_EVENT_COLUMNS)
+        events = read_input(spark, ref, version=table_version(spark, ref)).select(*EVENT_COLUMNS)
         newest_us = newest_event_us(events, dates=[args.ds], label_dates=wanted[Role.IMPRESSIONS])
-        todo = {role: _to_build(spark, events, role, dates, config) for role, dates in wanted.items()}
+        todo = {role: dates_to_build(spark, events, role, dates, config) for role, dates in wanted.items()}
         if args.dry_run:
             return
-        for role, rows in _build(events, {role: list(parts) for role, parts in todo.items()}, config, caches):
+        for role, rows in build_candidate_set(events, todo, config, caches=caches):
             started, ref = time.monotonic(), config.table(role)
             create_table(spark, ref, {f.name: f.dataType.simpleString() for f in rows.schema.fields})
             replace_where(rows, ref, column=Col.DS, value=list(todo[role]), metadata=commit_metadata(todo[role]))
@@ -87,57 +74,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _past_dates(ds: str, config: Config) -> list[str]:
     settings, window_days = config.impressions, config.labels.window_days
     return impression_dates(ds, dates=settings.dates, step_days=settings.step_days, window_days=window_days)
-
-
-def _to_build(
-    spark: SparkSession, events: DataFrame, role: Role, dates: Sequence[str], config: Config
-) -> dict[str, Provenance]:
-    """Return the dates whose partition is missing or was made from something else, and what they will be made from."""
-    # Labels also come from the events of the label window.
-    ends = [shift_ds(ds, days=config.labels.window_days) for ds in dates] if role is Role.IMPRESSIONS else dates
-    digests = content_digests(
-        events, columns=_EVENT_COLUMNS, instant=Col.EVENT_TS, before_us=[request_time_us(ds) for ds in ends]
-    )
-    settings = settings_hash(config.model_dump(mode="json", include=_SECTIONS[role]))
-    made_from = {ds: Provenance("build_candidates", settings, d) for ds, d in zip(dates, digests, strict=True)}
-    ref = config.table(role)
-    stale = stale_partitions(spark, ref, made_from) if table_exists(spark, ref) else list(made_from)
-    for ds in dates:
-        log.info("%s of %s: %s", role.value, ds, "to build" if ds in stale else "up to date, nothing to do")
-    return {ds: made_from[ds] for ds in stale}
-
-
-def _build(
-    events: DataFrame, todo: Mapping[Role, Sequence[str]], config: Config, caches: ExitStack
-) -> Iterator[tuple[Role, DataFrame]]:
-    def cache(df: DataFrame) -> DataFrame:
-        caches.callback(df.persist().unpersist)
-        return df
-
-    settings, started = config.candidates, time.monotonic()
-    dates = [ds for dates in todo.values() for ds in dates]
-    if not dates:
-        return
-    retrieval = fit_retrieval(events, dates=dates, settings=settings, cache=cache)
-    log.info("%d dates fitted in %.1f s", len(dates), time.monotonic() - started)
-    if todo[Role.CANDIDATES]:
-        users = retrieval.users.where(F.col(Col.DS).isin(todo[Role.CANDIDATES]))
-        yield Role.CANDIDATES, retrieve(retrieval, users, settings=settings)
-    if todo[Role.IMPRESSIONS]:
-        users = retrieval.users.where(F.col(Col.DS).isin(todo[Role.IMPRESSIONS]))
-        sample = sample_users(users, settings=config.impressions)
-        yield (
-            Role.IMPRESSIONS,
-            build_impressions(
-                retrieve(retrieval, sample, settings=settings),
-                events,
-                users=sample,
-                items=retrieval.numbered.items,
-                dates=todo[Role.IMPRESSIONS],
-                labels=config.labels,
-                settings=config.impressions,
-            ),
-        )
 
 
 def _report(

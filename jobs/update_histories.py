@@ -15,10 +15,10 @@ from dataclasses import asdict
 from pyspark.sql import DataFrame, SparkSession
 
 from gesr_core.config import Config
-from gesr_core.dates import request_time_us, shift_ds
 from gesr_core.entry import job_config, job_parser, run_job
+from gesr_core.histories_changes import find_changes
 from gesr_core.histories_state import Action, plan_update
-from gesr_core.io.changes import feed_gap, read_changes
+from gesr_core.io.changes import feed_gap
 from gesr_core.io.histories import UpdateInputs, open_update
 from gesr_core.io.session import open_session
 from gesr_core.io.tables import read_table
@@ -38,7 +38,6 @@ histories stand at is rebuilt beside it, in histories_at. Run again, it does not
   update_histories.py --ds 2001-02-21 --env local
   update_histories.py --ds 2001-02-21 --dry-run      say what would be done, and why
 """
-_Found = tuple[DataFrame, DataFrame | None]  # events to add, users to rebuild
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,9 +54,8 @@ def main(argv: Sequence[str]) -> None:
         if plan.action is Action.NOTHING or args.dry_run:
             return
         started = time.monotonic()
-        counts = {Action.UPDATE: _update, Action.REBUILD: _rebuild, Action.BESIDE: _beside}[plan.action](
-            spark, config, inputs
-        )
+        act = {Action.UPDATE: _update, Action.REBUILD: _rebuild, Action.BESIDE: _beside}[plan.action]
+        counts = act(spark, config, inputs)
         elapsed_s = time.monotonic() - started
         log.info("histories of %s are ready after %.1f s: %s", args.ds, elapsed_s, dict(counts))
         row = LedgerRow(
@@ -72,7 +70,7 @@ def _update(spark: SparkSession, config: Config, inputs: UpdateInputs) -> Mappin
     histories = read_table(spark, ref, version=inputs.from_version)
     with ExitStack() as cached:
         try:
-            fresh, corrected = _find(spark, config, inputs, histories, cached=cached)
+            fresh, corrected = find_changes(spark, config, inputs, histories, cached=cached)
         except Exception as err:
             if (gap := feed_gap(err)) is None:
                 raise
@@ -85,33 +83,9 @@ def _update(spark: SparkSession, config: Config, inputs: UpdateInputs) -> Mappin
         return merge_histories(spark, ref, updated, state=wanted, from_version=inputs.from_version)
 
 
-def _find(
-    spark: SparkSession, config: Config, inputs: UpdateInputs, histories: DataFrame, *, cached: ExitStack
-) -> _Found:
-    before, wanted = inputs.standing, inputs.wanted
-    since_us, until_us = request_time_us(before.as_of), request_time_us(wanted.as_of)
-    if inputs.has_change_feed:
-        upto = wanted.events_version
-        changes = read_changes(spark, config.table(Role.EVENTS), after=before.events_version, upto=upto)
-        net = join.net_changes(changes, before_us=since_us).persist()
-        cached.callback(net.unpersist)
-        fresh = join.events_between(inputs.events, since_us=since_us, before_us=until_us).unionByName(join.arrived(net))
-        corrected = join.corrected_users(net)
-    else:
-        since_us = request_time_us(shift_ds(before.as_of, days=-config.histories.late_window_days))
-        fresh = join.events_between(inputs.events, since_us=since_us, before_us=until_us)
-        corrected = join.corrected_in_window(histories, fresh, since_us=since_us)
-    corrected = corrected.persist()
-    cached.callback(corrected.unpersist)
-    count = corrected.count()
-    log.info("%d users lost an event that their history may hold: rebuilt from events", count)
-    # Without any, `events` need not be read from end to end.
-    return fresh, corrected if count else None
-
-
 def _rebuild(spark: SparkSession, config: Config, inputs: UpdateInputs) -> Mapping[str, int]:
-    ref, built = config.table(Role.HISTORIES), _build(inputs)
-    return rebuild_histories(spark, ref, built, state=inputs.wanted, from_version=inputs.from_version)
+    ref = config.table(Role.HISTORIES)
+    return rebuild_histories(spark, ref, _build(inputs), state=inputs.wanted, from_version=inputs.from_version)
 
 
 def _beside(spark: SparkSession, config: Config, inputs: UpdateInputs) -> Mapping[str, int]:
