@@ -8,6 +8,7 @@ each. Not a recommender to be proud of: it feeds the ranking.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Final
@@ -134,17 +135,23 @@ def active_users(pairs: DataFrame, numbered: NumberedEvents, *, settings: Candid
 def _fit(
     pairs: DataFrame, numbered: NumberedEvents, *, dates: Sequence[str], settings: CandidatesConfig
 ) -> tuple[dict[str, ItemTable], DataFrame]:
-    """Fit each date on its own pairs; return the item side by date, and (ds, user_index, factors)."""
+    """Fit each date on its own pairs; return the item side by date, and (ds, user_index, factors).
+
+    Fits run side by side, as many as there are task slots: with one block each, a fit keeps no more than one busy.
+    """
     counts = _item_counts(pairs, numbered)
-    items: dict[str, ItemTable] = {}
-    factors = [pairs.select(Col.DS, "user_index", F.lit(None).cast("array<float>").alias("factors")).limit(0)]
-    for ds in dates:
+
+    def fit(ds: str) -> tuple[ItemTable, DataFrame | None]:
         of_date = counts.filter(pc.field(Col.DS) == ds)
         model = _fit_als(pairs.where(F.col(Col.DS) == ds), of_date, settings)
-        items[ds] = _item_table(of_date, model, settings)
-        if model is not None:
-            factors.append(model.userFactors.select(F.lit(ds).alias(Col.DS), "id", "features"))
-    return items, reduce(DataFrame.union, factors)
+        items = _item_table(of_date, model, settings)
+        return items, None if model is None else model.userFactors.select(F.lit(ds).alias(Col.DS), "id", "features")
+
+    with ThreadPoolExecutor(pairs.sparkSession.sparkContext.defaultParallelism) as threads:
+        fitted = list(threads.map(fit, dates))
+    none = pairs.select(Col.DS, "user_index", F.lit(None).cast("array<float>").alias("factors")).limit(0)
+    factors = [none, *(users for _, users in fitted if users is not None)]
+    return {ds: items for ds, (items, _) in zip(dates, fitted, strict=True)}, reduce(DataFrame.union, factors)
 
 
 def _item_counts(pairs: DataFrame, numbered: NumberedEvents) -> pa.Table:
