@@ -26,7 +26,9 @@ from gesr_core.metrics.ranking import (
     one_row_per_user,
     rank_positives,
     retrieval_order,
+    sources_of,
     top_item,
+    usable_candidates,
 )
 from gesr_core.names import Col, logit
 
@@ -47,8 +49,8 @@ class Comparison:
 def measure(comparison: Comparison, *, settings: EvaluationConfig) -> list[Metric]:
     """Measure every ordering, with and (where configured) without the window's most bought item."""
     truth = comparison.truth.persist()
-    candidates = one_row_per_user(comparison.candidates)
-    order = retrieval_order(candidates, sources=_sources(candidates)).persist()
+    candidates = usable_candidates(comparison.candidates)
+    order = retrieval_order(one_row_per_user(candidates), sources=sources_of(candidates)).persist()
     published = _published(comparison).persist()
     pairs = _pairs(comparison, published, order, truth, seed=settings.seed).persist()
     top = top_item(truth) if settings.without_top_item else None
@@ -122,9 +124,3 @@ def _with_values(
     named = popularity.withColumnRenamed("value", POPULARITY)
     valued = df.join(named, on=Col.ITEM_ID, how="left").fillna(0.0, subset=POPULARITY)
     return valued.withColumn(RANDOM, chance(seed=seed)).select(Col.USER_ID, Col.ITEM_ID, LABEL, *ORDERINGS, *keep)
-
-
-def _sources(candidates: DataFrame) -> list[str]:
-    """The sources in alphabetical order, in which they take turns."""
-    sources = candidates.select(F.explode(F.array_distinct("candidates.source")).alias("source")).distinct().collect()
-    return sorted(row["source"] for row in sources)

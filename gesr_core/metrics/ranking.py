@@ -50,16 +50,26 @@ def top_item(truth: DataFrame) -> int | str | None:
     return None if row is None else row[Col.ITEM_ID]
 
 
-def one_row_per_user(candidates: DataFrame) -> DataFrame:
-    """Return (user_id, candidates) with a user's rows merged, as scoring merges them, and unusable entries left out.
+def usable_candidates(candidates: DataFrame) -> DataFrame:
+    """Return (user_id, candidates) without unusable entries: what has no item, and rows without a user.
 
-    Usable is what has an item; a source that is not named becomes the source ''.
+    A source that is not named becomes the source ''.
     """
-    merged = candidates.where(F.col(Col.USER_ID).isNotNull()).groupBy(Col.USER_ID)
-    entries = merged.agg(F.flatten(F.collect_list(Col.CANDIDATES)).alias(Col.CANDIDATES))
     usable = F.filter(Col.CANDIDATES, lambda c: c[Col.ITEM_ID].isNotNull())
     named = F.transform(usable, lambda c: c.withField(Col.SOURCE, F.coalesce(c[Col.SOURCE], F.lit(""))))
-    return entries.select(Col.USER_ID, named.alias(Col.CANDIDATES))
+    return candidates.where(F.col(Col.USER_ID).isNotNull()).select(Col.USER_ID, named.alias(Col.CANDIDATES))
+
+
+def sources_of(candidates: DataFrame) -> list[str]:
+    """Return the sources of usable candidates in alphabetical order, in which they take turns."""
+    sources = candidates.select(F.explode(F.array_distinct("candidates.source")).alias("source")).distinct().collect()
+    return sorted(row["source"] for row in sources)
+
+
+def one_row_per_user(candidates: DataFrame) -> DataFrame:
+    """Return (user_id, candidates) with a user's rows merged, as scoring merges them."""
+    merged = candidates.groupBy(Col.USER_ID)
+    return merged.agg(F.flatten(F.collect_list(Col.CANDIDATES)).alias(Col.CANDIDATES))
 
 
 def retrieval_order(candidates: DataFrame, *, sources: Sequence[str]) -> DataFrame:
