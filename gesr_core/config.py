@@ -291,6 +291,8 @@ class TrainingConfig(Section):
     patience: Annotated[int, Field(gt=0)]
     batch_requests: Annotated[int, Field(gt=0)]
     learning_rate: Annotated[float, Field(gt=0)]
+    # Share of learning_rate at which the validation date, the newest there is, is learned at the end; 0: not at all.
+    catch_up_rate: Annotated[float, Field(ge=0, le=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     # Weight in the loss of the extra negatives that no retrieval proposed.
     unexposed_weight: Annotated[float, Field(ge=0)]

@@ -14,7 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -38,12 +38,16 @@ _LOG_EVERY_S: Final = 10.0
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train; `loss_weights` and `score_weights` per task, in the feature space's order. 0 threads: all cores."""
+    """How to train; `loss_weights` and `score_weights` per task, in the feature space's order. 0 threads: all cores.
+
+    `catch_up_rate` is the share of the learning rate at which the validation requests are learned at last; 0: never.
+    """
 
     epochs: int
     patience: int
     batch_requests: int
     learning_rate: float
+    catch_up_rate: float
     weight_decay: float
     seed: int
     threads: int
@@ -54,9 +58,14 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The best epoch's weights, what was measured after each epoch, and how long each took."""
+    """The weights, what was measured after each epoch, and how long each took.
+
+    The weights are the best epoch's, or, where `catch_up_loss` is a number, what learning the validation requests made
+    of them: nothing was measured of those.
+    """
 
     weights: Mapping[str, Tensor]
+    catch_up_loss: float | None
     best_epoch: int
     epochs: tuple[Mapping[str, Any], ...]
     epoch_s: tuple[float, ...]
@@ -73,27 +82,47 @@ class TrainingData:
 
 
 def train(model: nn.Module, data: TrainingData, *, settings: TrainingSettings) -> TrainingResult:
-    """Train until the epochs are over or `patience` of them brought no better validation NE (of the score's tasks)."""
-    steps = settings.epochs * math.ceil(data.training.rows / settings.batch_requests)
-    optimizer = _optimizer(model, settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, steps=steps))
+    """Train until the epochs are over or `patience` of them brought no better validation NE (of the score's tasks).
+
+    With a `catch_up_rate`, the best epoch's weights then learn the validation requests, once: they are the newest there
+    are, and what changed since the training dates (a promotion, say) shows in them alone. Ours.
+    """
+    rule = _Rule.of(model, settings, requests=settings.epochs * data.training.rows)
     epochs: list[Mapping[str, Any]] = []
     seconds: list[float] = []
     best_weights, best_epoch, best_ne = model.state_dict(), 0, math.inf
     with _threads(settings.threads):
         for epoch in range(1, settings.epochs + 1):
             started = time.monotonic()
-            loss = _train_epoch(model, data, optimizer, schedule, settings=settings, epoch=epoch)
+            name = f"epoch {epoch} of {settings.epochs}"
+            loss = _train_epoch(model, data, reader=data.training, rule=rule, settings=settings, epoch=epoch, name=name)
             measured = {"epoch": epoch, "loss": loss, **validate(model, data, settings=settings)}
             epochs.append(measured)
             seconds.append(time.monotonic() - started)
-            log.info("epoch %d of %d: %s (%.0f s)", epoch, settings.epochs, _in_words(measured), seconds[-1])
+            log.info("%s: %s (%.0f s)", name, _in_words(measured), seconds[-1])
             if measured["ne"] < best_ne:
                 best_weights, best_epoch, best_ne = copy.deepcopy(model.state_dict()), epoch, measured["ne"]
             elif epoch - best_epoch >= settings.patience:
                 log.info("no better validation NE for %d epochs: stopping", epoch - best_epoch)
                 break
-    return TrainingResult(best_weights, best_epoch, tuple(epochs), tuple(seconds))
+        catch_up_loss = None
+        if settings.catch_up_rate:
+            model.load_state_dict(best_weights)
+            catch_up_loss = _catch_up(model, data, settings=settings)
+            best_weights = model.state_dict()
+    return TrainingResult(best_weights, catch_up_loss, best_epoch, tuple(epochs), tuple(seconds))
+
+
+def _catch_up(model: nn.Module, data: TrainingData, *, settings: TrainingSettings) -> float:
+    """Learn the validation requests in one pass, at a smaller rate; return the mean loss."""
+    slower = replace(settings, learning_rate=settings.learning_rate * settings.catch_up_rate)
+    rule = _Rule.of(model, slower, requests=data.validation.rows)
+    epoch = settings.epochs + 1
+    loss = _train_epoch(
+        model, data, reader=data.validation, rule=rule, settings=slower, epoch=epoch, name="catching up"
+    )
+    log.info("caught up with the validation date: loss %.4f", loss)
+    return loss
 
 
 def logits_of(model: Any, batch: Batch, items: TrainingItems) -> Tensor:
@@ -144,18 +173,19 @@ def validate(model: nn.Module, data: TrainingData, *, settings: TrainingSettings
 def _train_epoch(
     model: nn.Module,
     data: TrainingData,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
     *,
+    reader: RequestReader,
+    rule: _Rule,
     settings: TrainingSettings,
     epoch: int,
+    name: str,
 ) -> float:
-    """Take one pass over the training requests; return the mean loss per batch."""
+    """Take one pass over the reader's requests; return the mean loss per batch."""
     model.train()
     loss_weight_S = torch.tensor(settings.loss_weights)
     total, batches = 0.0, 0
-    with _Progress(f"epoch {epoch}", requests=data.training.rows) as progress:
-        for number, jagged in enumerate(_decoded(data.training, data)):
+    with _Progress(name, requests=reader.rows) as progress:
+        for number, jagged in enumerate(_decoded(reader, data)):
             # Dropout draws from the global generator: each window starts from a seed of its own.
             seed = settings.seed + 1_000_003 * epoch + 7_919 * number
             torch.manual_seed(seed)
@@ -174,10 +204,7 @@ def _train_epoch(
                     weight_BN=batch.weight_BN(unexposed=settings.unexposed_weight),
                 )
                 loss = (losses_S * loss_weight_S).sum()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+                rule.step(loss)
                 total, batches = total + loss.item(), batches + 1
                 progress.advance(len(select), loss=total / batches)
     return total / max(1, batches)
@@ -188,12 +215,31 @@ def _decoded(reader: RequestReader, data: TrainingData) -> Iterator[JaggedReques
         yield decode_window(window, items=data.items, features=data.features)
 
 
-def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW; what is no matrix (biases, norms, gates' weights) does not decay."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+@dataclass(frozen=True)
+class _Rule:
+    """How weights follow from gradients: AdamW, whose rate rises and falls over a known number of requests."""
+
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+
+    @staticmethod
+    def of(model: nn.Module, settings: TrainingSettings, *, requests: int) -> _Rule:
+        """Make a fresh one; what is no matrix (biases, norms, gates' weights) does not decay."""
+        matrices = [p for p in model.parameters() if p.dim() > 1]
+        others = [p for p in model.parameters() if p.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        steps = math.ceil(requests / settings.batch_requests)
+        return _Rule(
+            optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, steps=steps))
+        )
+
+    def step(self, loss: Tensor) -> None:
+        """Take one step down the gradient of `loss`."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
 
 
 @contextlib.contextmanager

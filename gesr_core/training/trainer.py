@@ -95,7 +95,7 @@ def train_checkpoint(data: TrainingSet, config: Config, *, model_name: str) -> P
         model_config=config.models[model_name],
         weights=result.weights,
         features=features,
-        facts={"inputs": inputs, "metrics": {"best_epoch": result.best_epoch, "epochs": result.epochs}},
+        facts={"inputs": inputs, "metrics": _metrics(result)},
         log=_log_lines(result),
     )
 
@@ -149,6 +149,7 @@ def training_settings(config: Config) -> TrainingSettings:
         patience=section.patience,
         batch_requests=section.batch_requests,
         learning_rate=section.learning_rate,
+        catch_up_rate=section.catch_up_rate,
         weight_decay=section.weight_decay,
         seed=section.seed,
         threads=section.threads,
@@ -170,6 +171,11 @@ def _inputs(data: TrainingSet, config: Config, model_name: str) -> dict[str, Any
         "libraries": {"python": platform.python_version(), **{name: metadata.version(name) for name in _LIBRARIES}},
         "threads": config.training.threads or torch.get_num_threads(),
     }
+
+
+def _metrics(result: TrainingResult) -> dict[str, Any]:
+    """What was measured: the epochs' values are those of the weights before they caught up."""
+    return {"best_epoch": result.best_epoch, "epochs": result.epochs, "catch_up_loss": result.catch_up_loss}
 
 
 def _log_lines(result: TrainingResult) -> list[dict[str, Any]]:

@@ -18,6 +18,8 @@ from gesr_core.training.loop import logits_of
 from gesr_core.training.trainer import base_logits, open_training_set, train_checkpoint
 from tests.training_sets import DATES, toy_config, write_toy_set
 
+pytestmark = pytest.mark.petastorm
+
 MODELS = ["gesr", "two_tower"]
 
 
@@ -53,6 +55,14 @@ def test_what_was_trained_is_found_again(trained: tuple[Path, Checkpoint], monke
     monkeypatch.setattr("gesr_core.training.trainer.train", lambda *_, **__: pytest.fail("trained again"))
     data = open_training_set(folder / "set", reader="arrow")
     assert train_checkpoint(data, toy_config(folder), model_name=checkpoint.model_name) == checkpoint.path
+
+
+def test_the_petastorm_reader_gives_the_same_weights(trained: tuple[Path, Checkpoint], tmp_path: Path) -> None:
+    pytest.importorskip("petastorm", exc_type=ImportError)
+    data = open_training_set(trained[0] / "set", reader="petastorm")
+    config = toy_config(tmp_path, "training.reader=petastorm")
+    read_again = load_checkpoint(train_checkpoint(data, config, model_name=trained[1].model_name))
+    assert read_again.checkpoint_id == trained[1].checkpoint_id
 
 
 def test_string_ids_give_the_same_model(trained: tuple[Path, Checkpoint], tmp_path: Path) -> None:
@@ -117,15 +127,40 @@ def served_logits(model: Any, checkpoint: Checkpoint, items: pa.Table, window: p
     return model.score(state, states.items.take(requests.candidate_row_BN))[:, :6]
 
 
+def test_the_newest_date_is_learned_after_it_was_measured_on(tmp_path: Path) -> None:
+    def trained_with(name: str, rate: float, *, folder: Path) -> Checkpoint:
+        config = toy_config(tmp_path / name, f"training.catch_up_rate={rate}")
+        return load_checkpoint(
+            train_checkpoint(open_training_set(folder, reader="arrow"), config, model_name="two_tower")
+        )
+
+    def weights(checkpoint: Checkpoint) -> bytes:
+        return (checkpoint.path / "model.safetensors").read_bytes()
+
+    original, altered = write_toy_set(tmp_path / "set"), write_toy_set(tmp_path / "altered")
+    path = altered / "validation" / "part-0.parquet"
+    rows = pq.read_table(path)
+    labels = pa.array([[1] * 6] * rows.num_rows, pa.list_(pa.int32()))
+    pq.write_table(rows.set_column(rows.column_names.index("label_bought"), "label_bought", labels), path)
+
+    without = trained_with("a", 0, folder=original)
+    caught_up = trained_with("b", 0.5, folder=original)
+    assert caught_up.manifest["metrics"]["epochs"] == without.manifest["metrics"]["epochs"]
+    assert without.manifest["metrics"]["catch_up_loss"] is None
+    assert caught_up.manifest["metrics"]["catch_up_loss"] > 0
+    assert weights(caught_up) != weights(without)
+    assert weights(trained_with("c", 0.5, folder=altered)) != weights(caught_up)
+
+
 def test_what_only_validation_holds_changes_no_vocabulary(tmp_path: Path) -> None:
     folder = write_toy_set(tmp_path / "set")
-    config = toy_config(tmp_path, "training.epochs=1")
+    config = toy_config(tmp_path, "training.epochs=1", "training.catch_up_rate=0")
     before = load_checkpoint(train_checkpoint(open_training_set(folder, reader="arrow"), config, model_name="gesr"))
     path = folder / "validation" / "part-0.parquet"
     rows = pq.read_table(path)
     new = ["new"] * rows.num_rows
     pq.write_table(rows.set_column(rows.column_names.index("user_age_group"), "user_age_group", pa.array(new)), path)
-    config = toy_config(tmp_path / "again", "training.epochs=1")
+    config = toy_config(tmp_path / "again", "training.epochs=1", "training.catch_up_rate=0")
     after = load_checkpoint(train_checkpoint(open_training_set(folder, reader="arrow"), config, model_name="gesr"))
     assert (after.path / "features.json").read_bytes() == (before.path / "features.json").read_bytes()
     assert (after.path / "model.safetensors").read_bytes() == (before.path / "model.safetensors").read_bytes()
