@@ -24,7 +24,8 @@ help:
 	@echo 'Scores every retrieved candidate of a day with an early-stage ranking model and publishes the best K per user.'
 	@echo
 	@echo '  make demo    from nothing to scored users: sample data, training, one scored day, metrics (DS=$(DS))'
-	@echo '  make test    the checks and all tests (STACK=petastorm: the shorter pass in the other set of versions)'
+	@echo '  make test    the checks, all tests, and the shorter pass in the other set of versions (constraints/petastorm.txt);'
+	@echo '               one of the two alone: make test-main, make test STACK=petastorm'
 	@echo '  make lint    the checks alone: ruff, mypy, import contracts'
 	@echo '  make env     the environment alone; then: source .venv/bin/activate   (STACK=petastorm: .venv-petastorm)'
 	@echo '  make clean   takes away the environments and all that set-up and local runs wrote'
@@ -42,12 +43,15 @@ ifeq ($(STACK),petastorm)
 test: test-petastorm
 else
 test: test-main
+	@$(MAKE) --no-print-directory test-petastorm STACK=petastorm
 endif
 
 test-main: lint
 	@$(TIMED) 'tests' python -m pytest
 
+# A missing petastorm would skip its tests, and that must not pass for success.
 test-petastorm: env
+	@$(IN_ENV) python -c 'import petastorm'
 	@$(TIMED) 'tests, petastorm set' python -m pytest -m petastorm
 
 lint: env

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gesr_core.config import Config, load_config
+from tests.spark_keys import toy_spark_keys
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -21,31 +22,7 @@ def spark_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSes
     """One session for the whole test process: a JVM takes longer to start than most tests take."""
     from pyspark.sql import SparkSession
 
-    scratch = tmp_path_factory.mktemp("spark")
-    keys = {
-        "spark.master": "local[2]",
-        "spark.driver.memory": "2g",
-        "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
-        # Nothing lands in the checkout.
-        "spark.sql.warehouse.dir": str(scratch / "warehouse"),
-        "spark.local.dir": str(scratch / "local"),
-        "spark.driver.extraJavaOptions": f"-Dderby.system.home={scratch} -XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
-        "spark.executorEnv.PYTHONPATH": str(Path(__file__).parents[1]),
-        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
-        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-        "spark.sql.execution.arrow.pyspark.validateSchema.enabled": "true",
-        # A handful of rows each: every further partition is a task that does nothing.
-        "spark.sql.shuffle.partitions": "2",
-        "spark.databricks.delta.snapshotPartitions": "1",
-        # Compiling a plan takes longer than running it on a handful of rows.
-        "spark.sql.codegen.wholeStage": "false",
-        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
-        # So does running each of its stages as a job of its own.
-        "spark.sql.adaptive.enabled": "false",
-    }
+    keys = toy_spark_keys(tmp_path_factory.mktemp("spark"))
     # Workers must find this interpreter, whichever environment is active.
     os.environ["PYSPARK_PYTHON"] = sys.executable
     builder = SparkSession.builder.appName("tests")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -18,15 +19,10 @@ from pyspark.sql import SparkSession
 from gesr_core.failpoints import VARIABLE
 from gesr_core.io.tables import read_table, table_version
 from gesr_core.names import Role
+from tests.spark_keys import toy_spark_keys
 from tests.toy import Toy
 
-pytestmark = [
-    pytest.mark.spark,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        "GESR_FAULTS" not in os.environ, reason="whole processes, minutes long: GESR_FAULTS=1 runs them"
-    ),
-]
+pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
 JOB = Path(__file__).parents[2] / "jobs" / "score_daily.py"
 WAIT_S = 240
@@ -61,8 +57,9 @@ class Done:
 def start(toy: Toy, target: str, failpoint: str = "") -> subprocess.Popen[str]:
     """Start the job in a process group of its own, as a scheduler would."""
     environment = {**os.environ, VARIABLE: failpoint, "PYTHONPATH": str(JOB.parents[1])}
+    keys = json.dumps(toy_spark_keys(toy.root / "spark"))
     return subprocess.Popen(
-        [sys.executable, str(JOB), *toy.args("spark={spark.master: 'local[2]'}", target=target)],
+        [sys.executable, str(JOB), *toy.args(f"spark={keys}", target=target)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
