@@ -53,7 +53,9 @@ def is_ready(env: Path, stack: Stack) -> bool:
     try:
         stamp = json.loads((env / STAMP).read_text(encoding="utf-8"))
         same = bool(stamp["fingerprint"] == fingerprint(stack, python_version=python_version(env)))
-        return same and all(Path(witness).exists() for witness in stamp["witnesses"])
+        # an active environment may have been set up by another checkout, and would run that one's code
+        here = bool(stamp["root"] == str(ROOT))
+        return same and here and all(Path(witness).exists() for witness in stamp["witnesses"])
     except (OSError, ValueError, KeyError):
         return False
 
@@ -61,6 +63,7 @@ def is_ready(env: Path, stack: Stack) -> bool:
 def write_stamp(env: Path, stack: Stack, *, witnesses: list[Path]) -> None:
     stamp = {
         "fingerprint": fingerprint(stack, python_version=python_version(env)),
+        "root": str(ROOT),
         "witnesses": [str(witness) for witness in witnesses],
     }
     (env / STAMP).write_text(json.dumps(stamp, indent=1), encoding="utf-8")

@@ -19,6 +19,7 @@ from gesr_core.config import Config
 from gesr_core.daily.day import Day
 from gesr_core.daily.pinning import Pinned, asked_checkpoint, pin_again, pin_newest, user_features
 from gesr_core.errors import GateRefused, InputError
+from gesr_core.io.tables import read_table, table_version
 from gesr_core.join.requests import build_requests, users_at
 from gesr_core.join.shards import shard_of
 from gesr_core.names import Col, Role
@@ -94,6 +95,18 @@ def open_run(spark: SparkSession, config: Config, args: argparse.Namespace) -> D
     return DailyRun(day, run, pinned)
 
 
+@dataclass(frozen=True)
+class Staged:
+    """The accepted rows in one version of staging: what the gate judges is what is published.
+
+    Another run of the same work may publish and clear staging, or accept shards of its own, at any moment.
+    """
+
+    version: int
+    accepted: Mapping[int, LedgerRow]
+    rows: DataFrame
+
+
 @dataclass
 class DailyRun:
     """An open run and its steps, in the order in which jobs/score_daily.py takes them."""
@@ -102,7 +115,6 @@ class DailyRun:
     run: Run
     pinned: Pinned
     started_s: float = field(default_factory=time.monotonic)
-    checks: Mapping[str, Any] = field(default_factory=dict)
 
     def waves(self) -> Iterator[list[int]]:
         """Yield groups of shards that nobody has finished yet; looks at the ledger again before each."""
@@ -155,11 +167,16 @@ class DailyRun:
         Raises:
             GateRefused: a number is out of bounds; nothing was published.
         """
-        staged = count_staged(self._accepted_rows(), tasks=self.pinned.task.settings.tasks)
+        self.staged = self._staged()
+        staged = count_staged(self.staged.rows, tasks=self.pinned.task.settings.tasks)
         candidates = count_candidates(self.pinned.inputs[Role.CANDIDATES].df)
         checks = check_gate(staged, candidates, bounds=self.day.config.gate)
         failed = [check for check in checks if not check.passed]
-        details = {"checks": [vars(check) for check in checks], "staged": vars(staged)}
+        details = {
+            "checks": [vars(check) for check in checks],
+            "staged": vars(staged),
+            "staging_version": self.staged.version,
+        }
         kind = "gate_refused" if failed else "gate_passed"
         append_ledger(self.day.spark, self.day.ledger_ref, [self.run.row(kind, details=details)])
         if failed:
@@ -180,7 +197,7 @@ class DailyRun:
             AnotherRunWon: another run's publication stands.
         """
         generation = publish(
-            self._accepted_rows(),
+            self.staged.rows,
             self.day.scores_ref,
             self.run,
             manifest=manifest,
@@ -191,10 +208,10 @@ class DailyRun:
 
     def finish(self) -> None:
         """Write what follows a publication; every step may be repeated without doubling anything."""
-        quarantine(self._accepted_rows(), self.day.config.table(Role.QUARANTINE), self.run)
-        accepted = self._accepted().values()
+        staged = self._staged()
+        quarantine(staged.rows, self.day.config.table(Role.QUARANTINE), self.run)
         counts: dict[str, int] = {}
-        for row in accepted:
+        for row in staged.accepted.values():
             for name, value in row.counts.items():
                 counts[name] = counts.get(name, 0) + value
         details = {"work_id": self.run.work_id, "pins": self.run.pins.to_json()}
@@ -228,8 +245,12 @@ class DailyRun:
     def _accepted(self) -> dict[int, LedgerRow]:
         return accepted_shards(self.day.ledger(), self.run.work_id)
 
-    def _accepted_rows(self) -> DataFrame:
-        return accepted_rows(self.day.staging(), self._accepted(), work_id=self.run.work_id)
+    def _staged(self) -> Staged:
+        # In this order: whatever was accepted is in the version.
+        accepted, ref = self._accepted(), self.day.config.table(Role.STAGING)
+        version = table_version(self.day.spark, ref)
+        staging = read_table(self.day.spark, ref, version=version)
+        return Staged(version, accepted, accepted_rows(staging, accepted, work_id=self.run.work_id))
 
     def _manifest(self, gate: Mapping[str, Any]) -> dict[str, Any]:
         packages = ("pyspark", "delta-spark", "torch", "pyarrow", "numpy")

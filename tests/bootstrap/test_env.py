@@ -44,6 +44,13 @@ def test_a_changed_environment_is_not_ready(ready_env: Path, change: Callable[[P
     assert not setup.is_ready(ready_env, MAIN)
 
 
+def test_an_environment_that_another_checkout_set_up_is_not_ready(
+    ready_env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "ROOT", Path("/another/checkout"))
+    assert not setup.is_ready(ready_env, MAIN)
+
+
 def test_the_stamp_of_one_set_is_not_the_others(ready_env: Path) -> None:
     assert not setup.is_ready(ready_env, STACKS["petastorm"])
 

@@ -14,9 +14,11 @@ from delta.tables import DeltaTable
 from pyspark.sql import SparkSession, functions as F
 
 from gesr_core.config import Config
+from gesr_core.daily.run import open_run
 from gesr_core.errors import ConfigurationError, GateRefused, InputError
 from gesr_core.io.tables import read_table, table_version
 from gesr_core.names import Role
+from gesr_core.sink.staging import clear_staging
 from gesr_core.spark_settings import settings
 from jobs import score_daily
 from tests.toy import DS, ITEMS, USERS, Toy, toy_candidates, write_rows
@@ -150,6 +152,18 @@ def test_changed_candidates_are_refused_by_name_and_replaced_on_demand(spark: Sp
     assert set(ranked(spark, world.config)) == set(range(USERS)) - {3}
     generations = read_table(spark, world.config.table(Role.SCORES)).select("generation").distinct().collect()
     assert [row["generation"] for row in generations] == [2]
+
+
+def test_what_the_gate_judged_is_published_whatever_happens_to_staging_meanwhile(toy: Toy, spark: SparkSession) -> None:
+    args = score_daily._parser().parse_args(toy.args(target="scores_cleared"))
+    run = open_run(spark, toy.config, args)
+    for shards in run.waves():
+        run.accept(shards, run.stage(shards))
+    manifest = run.pass_gate()
+    # As a run of the same work would that published first.
+    clear_staging(spark, toy.config.table(Role.STAGING), work_id=run.run.work_id)
+    run.publish(manifest)
+    assert ranked(spark, toy.config, "scores_cleared") == ranked(spark, toy.config)
 
 
 @pytest.mark.parametrize(
