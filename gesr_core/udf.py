@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame, functions as F
+from pyspark.sql import Column, DataFrame, functions as F, types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from gesr_core.config import Config
@@ -86,7 +86,11 @@ def score_udf(
 
 def udf_of(task: ScoreShards, requests: DataFrame) -> Callable[[Column], Column]:
     """Return the UDF of a scoring task for request rows of this schema."""
-    schema = to_arrow_schema(requests.schema)
+    # pandas has no null among 64-bit integers: it turns them all into doubles, which lose what is beyond 2^53. The ids
+    # and features of users may be null, and serve as texts just as well.
+    texts = {f.name for f in requests.schema.fields if f.name.startswith("user_") and f.dataType == T.LongType()}
+    types = {f.name: T.StringType() if f.name in texts else f.dataType for f in requests.schema.fields}
+    schema = to_arrow_schema(T.StructType([T.StructField(name, type_) for name, type_ in types.items()]))
     fields = result_fields(requests, tasks=task.settings.tasks)
 
     @F.pandas_udf(fields)  # type: ignore[call-overload]
@@ -95,7 +99,8 @@ def udf_of(task: ScoreShards, requests: DataFrame) -> Callable[[Column], Column]
 
     # A deterministic UDF would be run again below a filter on its result, on the rows that the filter left: those
     # alone, so that a user's later requests would be lost.
-    return cast("Callable[[Column], Column]", score.asNondeterministic())
+    udf = cast("Callable[[Column], Column]", score.asNondeterministic())
+    return lambda rows: udf(F.struct(*(rows[name].cast(type_).alias(name) for name, type_ in types.items())))
 
 
 def score_with_udf(requests: DataFrame, task: ScoreShards) -> DataFrame:

@@ -10,6 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 from gesr_core.config import Config, TableRef
 from gesr_core.daily.pinning import Pinned
 from gesr_core.errors import InputError
+from gesr_core.io.daily import item_type
 from gesr_core.io.tables import read_table, require_columns, table_exists
 from gesr_core.names import Col, Role
 from gesr_core.schema import written_columns
@@ -50,7 +51,7 @@ class Day:
     def create_tables(self, pinned: Pinned) -> None:
         """Create what the run writes, with the id types of its candidates."""
         candidates = pinned.inputs[Role.CANDIDATES].df
-        item = candidates.schema[Col.CANDIDATES].dataType.elementType[Col.ITEM_ID].dataType.simpleString()  # type: ignore[attr-defined]
+        item = item_type(candidates, Col.CANDIDATES)
         user = candidates.schema[Col.USER_ID].dataType.simpleString()
         tasks = pinned.checkpoint.features.tasks
         feed = {"delta.enableChangeDataFeed": "true"}
@@ -58,9 +59,18 @@ class Day:
             columns = written_columns(role, user=user, item=item, tasks=tasks)
             create_table(self.spark, ref, columns, properties=feed if role is Role.SCORES else {})
         create_table(self.spark, self.config.table(Role.QUARANTINE), written_columns(Role.QUARANTINE))
-        self._require_columns(self.scores_ref, written_columns(Role.SCORES, user=user, item=item, tasks=tasks))
+        for role, ref, remedy in (
+            (Role.SCORES, self.scores_ref, "publish to another --target, or migrate the table"),
+            (
+                Role.STAGING,
+                self.config.table(Role.STAGING),
+                "it holds unfinished runs alone: finish them and remove it, or give this one a staging of its own "
+                "(--set tables.staging.location=...)",
+            ),
+        ):
+            self._require_columns(ref, written_columns(role, user=user, item=item, tasks=tasks), remedy=remedy)
 
-    def _require_columns(self, ref: TableRef, columns: Mapping[str, str]) -> None:
+    def _require_columns(self, ref: TableRef, columns: Mapping[str, str], *, remedy: str) -> None:
         table = read_table(self.spark, ref)
         require_columns(table, list(columns), where=f"{ref.role} ({ref.location})")
         for name, expected in columns.items():
@@ -68,5 +78,5 @@ class Day:
             if found != expected:
                 raise InputError(
                     f"{ref.role} ({ref.location}): column {name!r} is {found}, but this checkpoint writes {expected}; "
-                    "publish to another --target or migrate the table"
+                    f"{remedy}"
                 )

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from gesr_core.config import Config
 from gesr_core.content import sha256_of
-from gesr_core.errors import InputError
-from gesr_core.io.daily import InputTable, newest_days, read_daily
+from gesr_core.errors import ConfigurationError, InputError
+from gesr_core.io.daily import InputTable, item_type, newest_days, read_daily
 from gesr_core.io.tables import read_table
-from gesr_core.names import Role
-from gesr_core.runtime.device import choose_device
-from gesr_core.runtime.item_states import MANIFEST, resolve_item_states
+from gesr_core.join.requests import users_at
+from gesr_core.names import Col, Role
+from gesr_core.runtime.device import report_device
+from gesr_core.runtime.item_states import MANIFEST, load_item_states, resolve_item_states
 from gesr_core.runtime.worker import ScoreShards
-from gesr_core.sink.run import Pins, pin_table
+from gesr_core.sink.run import PinnedTable, Pins, pin_table
 from gesr_core.training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from gesr_core.udf import scoring_task
 
@@ -56,18 +58,11 @@ def pin_newest(
     checkpoint = asked_checkpoint(config, args)
     states = resolve_item_states(config.folder("item_states"), checkpoint_id=checkpoint.checkpoint_id, ds=args.ds)
     task = scoring_task(config, ds=args.ds, checkpoint=checkpoint, item_states=states)
-    device = choose_device(config.scoring.device)
+    device = _device_of_workers(spark, config.scoring.device)
     features = user_features(checkpoint)
     inputs = read_daily(spark, config, ds=args.ds, user_features=features, without_histories=known is not None)
-    tables = {
-        role.value: pin_table(
-            table.df,
-            location=table.location,
-            version=table.version,
-            known=known.inputs.get(role.value) if known else None,
-        )
-        for role, table in inputs.items()
-    }
+    tables = _pin_tables(inputs, ds=args.ds, features=features, known=known)
+    _require_item_type(item_type(inputs[Role.CANDIDATES].df, Col.CANDIDATES), states)
     if tables[Role.CANDIDATES.value].digest.startswith("0:"):
         days = ", ".join(newest_days(read_table(spark, config.table(Role.CANDIDATES)), days=3)) or "none"
         raise InputError(
@@ -80,12 +75,16 @@ def pin_newest(
         config.scoring_hash(),
     )
     if log_plan:
-        _log_plan(pins, device=str(device), shards=config.scoring.shards)
+        _log_plan(pins, device=device, shards=config.scoring.shards)
     return Pinned(inputs, checkpoint, states, pins, task)
 
 
 def pin_again(spark: SparkSession, config: Config, ds: str, pins: Pins) -> Pinned:
-    """Read again exactly what an unfinished run pinned."""
+    """Read again exactly what an unfinished run pinned.
+
+    Raises:
+        InputError: something of it is gone, or is another by now (a table made anew counts its versions anew).
+    """
     checkpoint = load_checkpoint(Path(pins.checkpoint["path"]))
     if checkpoint.checkpoint_id != pins.checkpoint["id"]:
         raise InputError(
@@ -94,13 +93,47 @@ def pin_again(spark: SparkSession, config: Config, ds: str, pins: Pins) -> Pinne
     states = Path(pins.item_states["path"])
     task = scoring_task(config, ds=ds, checkpoint=checkpoint, item_states=states)
     where = {Role(role): (table.location, table.version) for role, table in pins.inputs.items()}
-    inputs = read_daily(spark, config, ds=ds, user_features=user_features(checkpoint), pinned=where)
+    features = user_features(checkpoint)
+    inputs = read_daily(spark, config, ds=ds, user_features=features, pinned=where)
+    tables = _pin_tables(inputs, ds=ds, features=features)
+    changed = [role for role, table in tables.items() if table != pins.inputs[role]]
+    if changed:
+        raise InputError(f"{', '.join(changed)}: what stands there now is not what was pinned")
     return Pinned(inputs, checkpoint, states, pins, task)
 
 
 def asked_checkpoint(config: Config, args: argparse.Namespace) -> Checkpoint:
     """Load the checkpoint that the command line asks for, by default the newest of `training.model`."""
     return load_checkpoint(resolve_checkpoint(config.folder("checkpoints"), args.checkpoint or config.training.model))
+
+
+def _require_item_type(candidates: str, states: Path) -> None:
+    exported = "string" if load_item_states(states, verify=False).index.value_R is not None else "bigint"
+    if candidates != exported:
+        raise InputError(f"candidates.item_id is {candidates}, but items.item_id is {exported}: make them one type")
+
+
+def _pin_tables(
+    inputs: Mapping[Role, InputTable], *, ds: str, features: Sequence[str], known: Pins | None = None
+) -> dict[str, PinnedTable]:
+    return {
+        role.value: pin_table(
+            _of_the_ds(role, inputs, ds=ds, features=features),
+            location=table.location,
+            version=table.version,
+            known=known.inputs.get(role.value) if known else None,
+        )
+        for role, table in inputs.items()
+    }
+
+
+def _of_the_ds(role: Role, inputs: Mapping[Role, InputTable], *, ds: str, features: Sequence[str]) -> DataFrame:
+    """The rows that scoring the `ds` reads: of `users`, those of its candidates, in the features that count then."""
+    df = inputs[role].df
+    if role is not Role.USERS:
+        return df
+    asked = inputs[Role.CANDIDATES].df.select(Col.USER_ID).distinct()
+    return users_at(df, ds=ds, features=features).join(asked, on=Col.USER_ID, how="left_semi")
 
 
 def user_features(checkpoint: Checkpoint) -> list[str]:
@@ -110,6 +143,20 @@ def user_features(checkpoint: Checkpoint) -> list[str]:
         *(vocabulary.name for vocabulary in space.user_categories),
         *(number.name for number in space.user_numerics),
     ]
+
+
+def _device_of_workers(spark: SparkSession, wanted: str) -> str:
+    """Ask a worker, not the driver: on a cluster the GPUs are the executors'.
+
+    Raises:
+        ConfigurationError: the worker has no such device.
+    """
+    # One partition: on a cluster each one more would start a worker of its own.
+    one_row = spark.range(0, 1, 1, 1)
+    found = one_row.mapInArrow(partial(report_device, wanted=wanted), "device string, error string").collect()[0]
+    if found["error"]:
+        raise ConfigurationError(found["error"])
+    return str(found["device"])
 
 
 def _log_plan(pins: Pins, *, device: str, shards: int) -> None:

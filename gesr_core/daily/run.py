@@ -18,7 +18,7 @@ import gesr_core
 from gesr_core.config import Config
 from gesr_core.daily.day import Day
 from gesr_core.daily.pinning import Pinned, asked_checkpoint, pin_again, pin_newest, user_features
-from gesr_core.errors import GateRefused, InputError
+from gesr_core.errors import AnotherRunWon, GateRefused, InputError
 from gesr_core.io.tables import read_table, table_version
 from gesr_core.join.requests import build_requests, users_at
 from gesr_core.join.shards import shard_of
@@ -26,8 +26,8 @@ from gesr_core.names import Col, Role
 from gesr_core.sink.gate import check_gate, count_candidates, count_staged
 from gesr_core.sink.ledger import LedgerRow, append_ledger
 from gesr_core.sink.progress import Progress
-from gesr_core.sink.publish import publish, quarantine
-from gesr_core.sink.run import Run, accepted_shards, new_run_id, opened, unfinished
+from gesr_core.sink.publish import publish, quarantine, refuse_other
+from gesr_core.sink.run import Lost, Run, accepted_shards, new_run_id, newest_generation, opened, unfinished
 from gesr_core.sink.staging import (
     accepted_rows,
     attempt_counts,
@@ -35,6 +35,7 @@ from gesr_core.sink.staging import (
     new_attempt_id,
     one_partition_per_shard,
     stage,
+    staged_users,
     waves,
 )
 from gesr_core.udf import result_fields, score_with_udf
@@ -50,9 +51,15 @@ def already_published(spark: SparkSession, config: Config, args: argparse.Namesp
     """
     day = Day(spark, config, args.ds, args.target)
     standing = day.standing()
-    if standing is None or args.replace:
+    if standing is None:
         return False
     rows = day.ledger()
+    known = any(row.kind == "run_opened" and row.run_id == standing.run_id for row in rows)
+    if known and not any(row.kind == "run_published" and row.run_id == standing.run_id for row in rows):
+        log.info("run %s published, but did not live to say so: finishing for it", standing.run_id)
+        finish(day, opened(rows, standing.run_id), started_s=time.monotonic())
+    if args.replace:
+        return False
     run = opened(rows, standing.run_id)
     now = pin_newest(spark, config, args, known=run.pins)
     differences = run.pins.differences(now.pins)
@@ -61,9 +68,6 @@ def already_published(spark: SparkSession, config: Config, args: argparse.Namesp
             f"ds {args.ds} of {args.target} is published already (run {run.run_id}, generation {standing.generation}), "
             f"and this differs since: {'; '.join(differences)}; --replace scores it again and replaces exactly this ds"
         )
-    if not any(row.kind == "run_published" and row.run_id == run.run_id for row in rows):
-        log.info("run %s published, but did not live to say so: finishing for it", run.run_id)
-        DailyRun(day, run, now).finish()
     log.info(
         "ds %s of %s is published already (run %s, generation %d) from the same content: nothing to do",
         args.ds,
@@ -75,24 +79,71 @@ def already_published(spark: SparkSession, config: Config, args: argparse.Namesp
 
 
 def open_run(spark: SparkSession, config: Config, args: argparse.Namespace) -> DailyRun:
-    """Open a run: resume unfinished work from its own pins, or pin the newest versions of everything.
+    """Open a run: resume unfinished work from its own pins, or (always with --replace) pin the newest versions.
 
     Raises:
-        InputError: an input is missing, or a pinned version of unfinished work is gone.
+        InputError: an input is missing.
+        AnotherRunWon: another run published the `ds` since `already_published` looked.
     """
     day = Day(spark, config, args.ds, args.target)
-    standing = day.standing()
-    generation = standing.generation if standing else 0
-    checkpoint_id = asked_checkpoint(config, args).checkpoint_id if args.checkpoint else None
-    former = unfinished(
-        day.ledger(), generation=generation, checkpoint_id=checkpoint_id, configuration=config.scoring_hash()
-    )
-    pinned = pin_again(spark, config, args.ds, former.pins) if former else pin_newest(spark, config, args)
+    standing, rows = day.standing(), day.ledger()
+    if standing is not None and not args.replace:
+        raise AnotherRunWon(f"ds {args.ds} of {args.target} was published by run {standing.run_id} just now")
+    generation = newest_generation(standing, rows)
+    former = None if args.replace else _unfinished(day, args, rows, generation=generation)
+    pinned = _pinned_again(day, former) if former else None
+    resumed = former.run_id if former and pinned else None
+    pinned = pinned or pin_newest(spark, config, args)
     day.create_tables(pinned)
-    run = Run(args.ds, args.target, new_run_id(), generation, pinned.pins, resumes=former.run_id if former else None)
+    run = Run(args.ds, args.target, new_run_id(), generation, pinned.pins, resumes=resumed)
     append_ledger(spark, day.ledger_ref, [run.opening()])
-    log.info("run %s opened for ds %s of %s%s", run.run_id, run.ds, run.target, _resuming(former))
-    return DailyRun(day, run, pinned)
+    resuming = f", resuming the work of run {resumed}" if resumed else ""
+    log.info("run %s opened for ds %s of %s%s", run.run_id, run.ds, run.target, resuming)
+    return DailyRun(day, run, pinned, lost=_lost(day, run, rows))
+
+
+def _pinned_again(day: Day, former: Run) -> Pinned | None:
+    """Read what an unfinished run pinned; None where that is no longer to be had, and the work must be begun anew."""
+    try:
+        return pin_again(day.spark, day.config, day.ds, former.pins)
+    except InputError as err:
+        log.warning("the work of run %s cannot be resumed, and is begun anew: %s", former.run_id, err)
+        return None
+
+
+def _lost(day: Day, run: Run, rows: Sequence[LedgerRow]) -> Lost:
+    """Accepted attempts whose rows are not, or not all, in staging any more: somebody cleaned it."""
+    accepted = [row for row in rows if row.kind == "shard_accepted" and row.details.get("work_id") == run.work_id]
+    if not accepted:
+        return frozenset()
+    staged = staged_users(day.staging(), work_id=run.work_id)
+    gone = [
+        (r.shard, r.attempt_id) for r in accepted if r.counts.get("users", 0) != staged.get((r.shard, r.attempt_id), 0)
+    ]
+    return frozenset(gone)
+
+
+def finish(day: Day, run: Run, *, started_s: float, lost: Lost = frozenset()) -> None:
+    """Write what follows a publication; every step may be repeated without doubling anything."""
+    staged = read_staged(day, run, lost=lost)
+    quarantine(staged.rows, day.config.table(Role.QUARANTINE), run)
+    counts: dict[str, int] = {}
+    for row in staged.accepted.values():
+        for name, value in row.counts.items():
+            counts[name] = counts.get(name, 0) + value
+    details = {"work_id": run.work_id, "pins": run.pins.to_json()}
+    elapsed_s = time.monotonic() - started_s
+    published = run.row(
+        "run_published", generation=run.generation + 1, counts=counts, elapsed_s=elapsed_s, details=details
+    )
+    append_ledger(day.spark, day.ledger_ref, [published])
+    clear_staging(day.spark, day.config.table(Role.STAGING), work_id=run.work_id)
+
+
+def _unfinished(day: Day, args: argparse.Namespace, rows: Sequence[LedgerRow], *, generation: int) -> Run | None:
+    checkpoint_id = asked_checkpoint(day.config, args).checkpoint_id if args.checkpoint else None
+    configuration = day.config.scoring_hash()
+    return unfinished(rows, generation=generation, checkpoint_id=checkpoint_id, configuration=configuration)
 
 
 @dataclass(frozen=True)
@@ -107,6 +158,15 @@ class Staged:
     rows: DataFrame
 
 
+def read_staged(day: Day, run: Run, *, lost: Lost = frozenset()) -> Staged:
+    """Return the accepted rows as they stand now."""
+    # In this order: whatever was accepted is in the version.
+    accepted, ref = accepted_shards(day.ledger(), run.work_id, lost=lost), day.config.table(Role.STAGING)
+    version = table_version(day.spark, ref)
+    staging = read_table(day.spark, ref, version=version)
+    return Staged(version, accepted, accepted_rows(staging, accepted, work_id=run.work_id))
+
+
 @dataclass
 class DailyRun:
     """An open run and its steps, in the order in which jobs/score_daily.py takes them."""
@@ -114,6 +174,7 @@ class DailyRun:
     day: Day
     run: Run
     pinned: Pinned
+    lost: Lost = frozenset()
     started_s: float = field(default_factory=time.monotonic)
 
     def waves(self) -> Iterator[list[int]]:
@@ -166,8 +227,9 @@ class DailyRun:
 
         Raises:
             GateRefused: a number is out of bounds; nothing was published.
+            AnotherRunWon: another run published this `ds` meanwhile.
         """
-        self.staged = self._staged()
+        self.staged = read_staged(self.day, self.run, lost=self.lost)
         staged = count_staged(self.staged.rows, tasks=self.pinned.task.settings.tasks)
         candidates = count_candidates(self.pinned.inputs[Role.CANDIDATES].df)
         checks = check_gate(staged, candidates, bounds=self.day.config.gate)
@@ -177,6 +239,9 @@ class DailyRun:
             "staged": vars(staged),
             "staging_version": self.staged.version,
         }
+        if failed:
+            # Whoever published this work first has cleared its rows from staging: then nothing is wrong with them.
+            refuse_other(self.day.standing(), self.run)
         kind = "gate_refused" if failed else "gate_passed"
         append_ledger(self.day.spark, self.day.ledger_ref, [self.run.row(kind, details=details)])
         if failed:
@@ -207,23 +272,8 @@ class DailyRun:
         log.info("ds %s of %s published as generation %d", self.run.ds, self.run.target, generation)
 
     def finish(self) -> None:
-        """Write what follows a publication; every step may be repeated without doubling anything."""
-        staged = self._staged()
-        quarantine(staged.rows, self.day.config.table(Role.QUARANTINE), self.run)
-        counts: dict[str, int] = {}
-        for row in staged.accepted.values():
-            for name, value in row.counts.items():
-                counts[name] = counts.get(name, 0) + value
-        details = {"work_id": self.run.work_id, "pins": self.run.pins.to_json()}
-        published = self.run.row(
-            "run_published",
-            generation=self.run.generation + 1,
-            counts=counts,
-            elapsed_s=time.monotonic() - self.started_s,
-            details=details,
-        )
-        append_ledger(self.day.spark, self.day.ledger_ref, [published])
-        clear_staging(self.day.spark, self.day.config.table(Role.STAGING), work_id=self.run.work_id)
+        """Write what follows the publication."""
+        finish(self.day, self.run, started_s=self.started_s, lost=self.lost)
 
     def _requests(self, shards: Sequence[int]) -> DataFrame:
         scoring = self.day.config.scoring
@@ -243,14 +293,7 @@ class DailyRun:
         )
 
     def _accepted(self) -> dict[int, LedgerRow]:
-        return accepted_shards(self.day.ledger(), self.run.work_id)
-
-    def _staged(self) -> Staged:
-        # In this order: whatever was accepted is in the version.
-        accepted, ref = self._accepted(), self.day.config.table(Role.STAGING)
-        version = table_version(self.day.spark, ref)
-        staging = read_table(self.day.spark, ref, version=version)
-        return Staged(version, accepted, accepted_rows(staging, accepted, work_id=self.run.work_id))
+        return accepted_shards(self.day.ledger(), self.run.work_id, lost=self.lost)
 
     def _manifest(self, gate: Mapping[str, Any]) -> dict[str, Any]:
         packages = ("pyspark", "delta-spark", "torch", "pyarrow", "numpy")
@@ -269,7 +312,3 @@ class DailyRun:
             "versions": {"python": platform.python_version(), **{name: package_version(name) for name in packages}},
         }
         return dict(json.loads(json.dumps(manifest)))
-
-
-def _resuming(former: Run | None) -> str:
-    return f", resuming the work of run {former.run_id}" if former else ""

@@ -13,10 +13,9 @@ CHANGE_FEED_PROPERTY: Final = "delta.enableChangeDataFeed"
 _GAPS: Final = {
     "DELTA_MISSING_CHANGE_DATA": "it was not recorded for all of these versions",
     "DELTA_CHANGE_TABLE_FEED_DISABLED": "it was not recorded for all of these versions",
-    "DELTA_CHANGE_DATA_FILE_NOT_FOUND": "its files were vacuumed",
     "FAILED_READ_FILE.FILE_NOT_EXIST": "its files were vacuumed",
     "DELTA_VERSION_NOT_FOUND": "the log of these versions was cleaned up",
-    "DELTA_VERSION_NOT_CONTIGUOUS": "the log of these versions was cleaned up",
+    "DELTA_VERSIONS_NOT_CONTIGUOUS": "the log of these versions was cleaned up",
     "DELTA_LOG_FILE_NOT_FOUND": "the log of these versions was cleaned up",
     "DELTA_CHANGE_DATA_FEED_INCOMPATIBLE": "the table's columns changed",
 }

@@ -69,6 +69,11 @@ def newest_days(candidates: DataFrame, *, days: int) -> list[str]:
     return [row[Col.DS] for row in newest.limit(days).collect()]
 
 
+def item_type(df: DataFrame, lists: str) -> str:
+    """Return the type of the item ids in a column of lists of structs."""
+    return str(df.schema[lists].dataType.elementType[Col.ITEM_ID].dataType.simpleString())  # type: ignore[attr-defined]
+
+
 def _newest_or_pinned(
     spark: SparkSession,
     config: Config,
@@ -97,10 +102,13 @@ def _histories(
 
 
 def _require_same_ids(tables: Mapping[Role, InputTable]) -> None:
-    expected = column_type(tables[Role.CANDIDATES].df, Col.USER_ID)
-    for role, table in tables.items():
-        found = column_type(table.df, Col.USER_ID)
-        if found != expected:
-            raise InputError(
-                f"candidates.user_id is {expected}, but {role.value}.user_id is {found}: make them one type"
-            )
+    candidates = tables[Role.CANDIDATES].df
+    users = {f"{role.value}.user_id": column_type(table.df, Col.USER_ID) for role, table in tables.items()}
+    items = {"candidates.item_id": item_type(candidates, Col.CANDIDATES)}
+    if Role.HISTORIES in tables:
+        items["histories.item_id"] = item_type(tables[Role.HISTORIES].df, Col.HISTORY)
+    for types in (users, items):
+        (first, expected), *others = types.items()
+        for name, found in others:
+            if found != expected:
+                raise InputError(f"{first} is {expected}, but {name} is {found}: make them one type")

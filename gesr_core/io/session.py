@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from gesr_core.errors import ConfigurationError
@@ -40,7 +41,7 @@ def open_session(app_name: str, *, spark_keys: Mapping[str, object]) -> Iterator
     Raises:
         ConfigurationError: no usable Java, or Delta's classes are missing.
     """
-    existing = SparkSession.getActiveSession()
+    existing = _existing()
     spark = existing or _start(app_name, spark_keys)
     try:
         _require_delta(spark)
@@ -49,6 +50,15 @@ def open_session(app_name: str, *, spark_keys: Mapping[str, object]) -> Iterator
     finally:
         if existing is None:
             spark.stop()
+
+
+def _existing() -> SparkSession | None:
+    """The session of this process, also when another thread made it: an active one is known to its own thread alone."""
+    active = SparkSession.getActiveSession()
+    if active is None and SparkContext._active_spark_context is not None:
+        # Without options, it changes nothing.
+        return SparkSession.builder.getOrCreate()
+    return active
 
 
 def _start(app_name: str, spark_keys: Mapping[str, object]) -> SparkSession:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def table_version(spark: SparkSession, ref: TableRef) -> int:
         InputError: there is no such table.
     """
     _require_table(spark, ref)
-    row = spark.sql(f"DESCRIBE HISTORY {ref.sql_name} LIMIT 1").select("version").first()
+    with _must_be_delta(ref):
+        row = spark.sql(f"DESCRIBE HISTORY {ref.sql_name} LIMIT 1").select("version").first()
     if row is None:
         raise InputError(f"{ref.role}: {ref.location} has no Delta history")
     return int(row["version"])
@@ -52,7 +54,8 @@ def table_detail(spark: SparkSession, ref: TableRef) -> TableDetail:
         InputError: there is no such table.
     """
     _require_table(spark, ref)
-    row = spark.sql(f"DESCRIBE DETAIL {ref.sql_name}").select("id", "properties").collect()[0]
+    with _must_be_delta(ref):
+        row = spark.sql(f"DESCRIBE DETAIL {ref.sql_name}").select("id", "properties").collect()[0]
     return TableDetail(id=row["id"], properties=dict(row["properties"]))
 
 
@@ -60,13 +63,21 @@ def read_table(spark: SparkSession, ref: TableRef, *, version: int | None = None
     """Return the table under its contract's column names, at a pinned version when given.
 
     Raises:
-        InputError: no such table, or `columns` in the configuration names a column that it lacks.
+        InputError: no such table or version, or `columns` in the configuration names a column that it lacks.
     """
     _require_table(spark, ref)
     reader = spark.read.format("delta")
     if version is not None:
         reader = reader.option("versionAsOf", version)
-    df = reader.load(ref.location) if ref.is_path else reader.table(ref.location)
+    try:
+        df = reader.load(ref.location) if ref.is_path else reader.table(ref.location)
+    except AnalysisException as err:
+        if version is None:
+            raise
+        raise InputError(
+            f"{_where(ref)}: version {version} cannot be read any more ({str(err).splitlines()[0]}); "
+            "a run that pinned it is begun anew with --replace"
+        ) from err
     for name, real_name in ref.columns.items():
         require_columns(df, [real_name], where=_where(ref))
         df = df.withColumnRenamed(real_name, name)
@@ -140,6 +151,21 @@ def column_type(df: DataFrame, name: str) -> str:
 def one_ds(df: DataFrame, ds: str) -> DataFrame:
     """Keep the partition `ds`, whether the column is a STRING or a DATE, and give it as a STRING."""
     return df.where(F.col("ds") == F.lit(ds)).withColumn("ds", F.lit(ds))
+
+
+@contextmanager
+def _must_be_delta(ref: TableRef) -> Iterator[None]:
+    """A view and a table of another format have no versions to pin.
+
+    Raises:
+        InputError: Delta cannot describe it.
+    """
+    try:
+        yield
+    except AnalysisException as err:
+        raise InputError(
+            f"{_where(ref)} must be a Delta table, with versions to pin: {str(err).splitlines()[0]}"
+        ) from err
 
 
 def _where(ref: TableRef) -> str:

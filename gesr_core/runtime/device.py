@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pyarrow as pa
 import torch
 
 from gesr_core.errors import ConfigurationError
@@ -19,3 +22,16 @@ def choose_device(wanted: str) -> torch.device:
             "scoring.device is cuda, but torch sees no GPU here; set scoring.device to cpu or auto"
         )
     return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+
+
+def report_device(batches: Iterator[pa.RecordBatch], *, wanted: str) -> Iterator[pa.RecordBatch]:
+    """Map each batch to one row: the device that a worker scores on, or why it cannot (the other is null)."""
+    for _ in batches:
+        device, error = None, None
+        try:
+            device = str(choose_device(wanted))
+        except ConfigurationError as err:
+            error = str(err)
+        yield pa.RecordBatch.from_pydict(
+            {"device": pa.array([device], pa.string()), "error": pa.array([error], pa.string())}
+        )

@@ -97,7 +97,7 @@ def check_gate(staged: StagedCounts, candidates: CandidateCounts, *, bounds: Gat
     rejected_share = staged.candidates_rejected / max(1, staged.candidates_in)
     same_users = staged.users == candidates.users and staged.users_hash == candidates.users_hash
     unexplained = staged.candidates_in - staged.candidates_scored - staged.candidates_rejected
-    again = "score the ds again with --replace; if it stays, report a defect"
+    again = "start the job again; if it stays, this is a defect of the job: report it with the ledger's rows"
     return [
         GateCheck("users missing or doubled", float(not same_users), "0", same_users, again),
         GateCheck(
@@ -127,7 +127,7 @@ def check_gate(staged: StagedCounts, candidates: CandidateCounts, *, bounds: Gat
             rejected_share,
             f"{bounds.max_quarantined_share:g}",
             rejected_share <= bounds.max_quarantined_share,
-            "read the reasons in the ledger, mend the input, or raise gate.max_quarantined_share",
+            "count the reasons in staging (column rejected), mend the input, or raise gate.max_quarantined_share",
         ),
         GateCheck(
             "users with scores", staged.users_scored, "at least 1", staged.users_scored > 0, "look at candidates"

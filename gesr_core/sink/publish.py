@@ -8,8 +8,17 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from delta.exceptions import DeltaConcurrentModificationException
-from pyspark.sql import DataFrame, SparkSession, functions as F
+from delta.exceptions import (
+    ConcurrentAppendException,
+    ConcurrentDeleteDeleteException,
+    ConcurrentDeleteReadException,
+    ConcurrentTransactionException,
+    ConcurrentWriteException,
+    DeltaConcurrentModificationException,
+    MetadataChangedException,
+    ProtocolChangedException,
+)
+from pyspark.sql import DataFrame, functions as F
 
 from gesr_core.config import TableRef
 from gesr_core.errors import AnotherRunWon, GesrError
@@ -20,6 +29,17 @@ from gesr_core.sink.tables import append, replace_where
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 6
+# delta-spark derives none of these from DeltaConcurrentModificationException.
+_CONFLICTS = (
+    ConcurrentAppendException,
+    ConcurrentDeleteDeleteException,
+    ConcurrentDeleteReadException,
+    ConcurrentTransactionException,
+    ConcurrentWriteException,
+    DeltaConcurrentModificationException,
+    MetadataChangedException,
+    ProtocolChangedException,
+)
 
 ReadPublication = Callable[[], Publication | None]
 
@@ -49,11 +69,11 @@ def publish(
     placed = scores.repartition(output_files, Col.USER_ID).sortWithinPartitions(Col.USER_ID)
     txn = (f"gesr/{run.target}/{run.ds}", generation)
     for attempt in range(1, _ATTEMPTS + 1):
-        _refuse_other(read(), run)
+        refuse_other(read(), run)
         try:
             replace_where(placed, ref, column=Col.DS, value=run.ds, metadata=json.dumps(manifest), txn=txn)
             break
-        except DeltaConcurrentModificationException as err:
+        except _CONFLICTS as err:
             if attempt == _ATTEMPTS:
                 raise GesrError(f"{ref.location}: {attempt} commits in a row met a conflict; try again later") from err
             log.info("a concurrent commit got in the way (%s); publishing again from staging", type(err).__name__)
@@ -77,19 +97,6 @@ def quarantine(rows: DataFrame, ref: TableRef, run: Run) -> None:
     append(entries.coalesce(1), ref, txn=(f"gesr/quarantine/{run.run_id}", 1))
 
 
-def newest_publication(
-    spark: SparkSession, ref: TableRef, ds: str, reader: Callable[[DataFrame, str], Publication | None]
-) -> ReadPublication:
-    """Return a function that reads what stands for `ds` in the newest version of the target."""
-
-    def read() -> Publication | None:
-        # A new DataFrame each time: one that exists is bound to the version it was made from.
-        table = spark.read.format("delta").load(ref.location) if ref.is_path else spark.read.table(ref.location)
-        return reader(table, ds)
-
-    return read
-
-
 def _score_rows(rows: DataFrame, run: Run, *, generation: int, model_version: str) -> DataFrame:
     return rows.where(F.size(Col.RANKED) > 0).select(
         F.lit(run.ds).alias(Col.DS),
@@ -101,8 +108,12 @@ def _score_rows(rows: DataFrame, run: Run, *, generation: int, model_version: st
     )
 
 
-def _refuse_other(standing: Publication | None, run: Run) -> None:
-    """Stop early where the fence would skip the commit anyway."""
+def refuse_other(standing: Publication | None, run: Run) -> None:
+    """Stop early where the fence would skip the commit anyway.
+
+    Raises:
+        AnotherRunWon: another run published this `ds` since `run` opened.
+    """
     if standing is not None and standing.generation > run.generation and standing.run_id != run.run_id:
         raise AnotherRunWon(_won(standing, run))
 

@@ -23,6 +23,9 @@ from gesr_core.sink.ledger import LedgerRow
 
 JOB = "score_daily"
 
+# (shard, attempt id) of accepted attempts whose rows are no longer in staging
+Lost = frozenset[tuple[int | None, str | None]]
+
 
 @dataclass(frozen=True)
 class PinnedTable:
@@ -125,11 +128,15 @@ def unfinished(
 ) -> Run | None:
     """Return the newest unfinished run that a new one may resume.
 
-    Unfinished means: opened on the generation that still stands. Its configuration must be ours, and its checkpoint
-    too where one was asked for by name (`checkpoint_id`); an alias that moved since does not matter, it was pinned.
+    Unfinished means: opened on the generation that still stands, and not refused by the gate: what was refused needs
+    other inputs, so the next run pins the newest (the same ones give the same work again, with its accepted shards).
+    Its configuration must be ours, and its checkpoint too where one was asked for by name (`checkpoint_id`); an alias
+    that moved since does not matter, it was pinned.
     """
+    refused_runs = {row.run_id for row in rows if row.kind == "gate_refused"}
+    refused = {row.details["work_id"] for row in rows if row.kind == "run_opened" and row.run_id in refused_runs}
     for row in reversed(rows):
-        if row.kind != "run_opened" or row.generation != generation:
+        if row.kind != "run_opened" or row.generation != generation or row.details["work_id"] in refused:
             continue
         pins = Pins.from_json(row.details["pins"])
         same_checkpoint = checkpoint_id in (None, pins.checkpoint["id"])
@@ -153,11 +160,18 @@ def opened(rows: Sequence[LedgerRow], run_id: str) -> Run:
     )
 
 
-def accepted_shards(rows: Sequence[LedgerRow], work: str) -> dict[int, LedgerRow]:
-    """Return the accepted attempt of each finished shard of a piece of work: the first one that was recorded."""
+def newest_generation(standing: Publication | None, rows: Sequence[LedgerRow]) -> int:
+    """Return the highest generation that the `ds` ever had (0: none); a target may have been emptied or rolled back."""
+    published = [int(row.generation or 0) for row in rows if row.kind == "run_published"]
+    return max([standing.generation if standing else 0, *published])
+
+
+def accepted_shards(rows: Sequence[LedgerRow], work: str, *, lost: Lost = frozenset()) -> dict[int, LedgerRow]:
+    """Return the accepted attempt of each finished shard of a piece of work: the first that is not lost."""
     accepted: dict[int, LedgerRow] = {}
     for row in rows:
-        if row.kind == "shard_accepted" and row.details.get("work_id") == work and row.shard is not None:
+        of_work = row.kind == "shard_accepted" and row.details.get("work_id") == work
+        if of_work and row.shard is not None and (row.shard, row.attempt_id) not in lost:
             accepted.setdefault(row.shard, row)
     return accepted
 
@@ -184,12 +198,11 @@ def content_digest(df: DataFrame) -> str:
 def read_publication(scores: DataFrame, ds: str) -> Publication | None:
     """Return what stands for `ds` in a scores table, read from its rows.
 
-    Raises:
-        InputError: rows of two runs stand side by side, which no publication of ours leaves behind.
+    Rows of several runs side by side, which no publication of ours leaves behind, are a publication of no run: it has
+    the highest generation and all their ids.
     """
-    rows = scores.where(F.col(Col.DS) == ds).select(Col.GENERATION, Col.RUN_ID).distinct().limit(3).collect()
-    if len(rows) > 1:
-        raise InputError(
-            f"ds {ds} holds rows of several runs ({', '.join(r[Col.RUN_ID] for r in rows)}): --replace mends it"
-        )
-    return Publication(int(rows[0][Col.GENERATION]), str(rows[0][Col.RUN_ID])) if rows else None
+    rows = scores.where(F.col(Col.DS) == ds).select(Col.GENERATION, Col.RUN_ID).distinct().collect()
+    if not rows:
+        return None
+    run_ids = sorted({str(row[Col.RUN_ID]) for row in rows})
+    return Publication(max(int(row[Col.GENERATION]) for row in rows), ", ".join(run_ids))

@@ -71,6 +71,12 @@ def attempt_counts(staging: DataFrame, *, work_id: str, attempt_id: str) -> dict
     }
 
 
+def staged_users(staging: DataFrame, *, work_id: str) -> dict[tuple[int | None, str | None], int]:
+    """Count the users that staging holds of a piece of work, by (shard, attempt id)."""
+    counted = staging.where(F.col(Col.WORK_ID) == work_id).groupBy(Col.SHARD, Col.ATTEMPT_ID).count()
+    return {(row[Col.SHARD], row[Col.ATTEMPT_ID]): row["count"] for row in counted.collect()}
+
+
 def accepted_rows(staging: DataFrame, accepted: Mapping[int, LedgerRow], *, work_id: str) -> DataFrame:
     """Return the rows of the accepted attempts alone, each shard once."""
     # Grouped by attempt, the condition stays short: a wave's shards share one attempt.

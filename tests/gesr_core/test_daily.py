@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pyspark.sql import SparkSession, functions as F
 
 from gesr_core.config import Config
 from gesr_core.daily.run import open_run
-from gesr_core.errors import ConfigurationError, GateRefused, InputError
+from gesr_core.errors import AnotherRunWon, ConfigurationError, GateRefused, InputError
 from gesr_core.io.tables import read_table, table_version
 from gesr_core.names import Role
 from gesr_core.sink.staging import clear_staging
@@ -70,6 +71,9 @@ def test_rerun_of_a_published_ds_changes_nothing_also_after_appends_and_compacti
     before = table_version(spark, toy.config.table(Role.SCORES))
     other_day = [("2024-03-11", user, [(1, "own", 0.5)]) for user in range(3)]
     write_rows(spark, toy.config, Role.CANDIDATES, other_day)
+    # Nobody asks for candidates of this user.
+    new_user = spark.createDataFrame([(999, "A", "115")], "user_id bigint, age_group string, pin_code string")
+    new_user.write.format("delta").mode("append").save(toy.config.table(Role.USERS).location)
     DeltaTable.forPath(spark, toy.config.table(Role.CANDIDATES).location).optimize().executeCompaction()
     score_daily.main(toy.args())
     assert table_version(spark, toy.config.table(Role.SCORES)) == before
@@ -128,6 +132,23 @@ def test_bad_candidates_are_quarantined_with_their_reason_and_pairs_add_up(spark
     assert ranked(spark, world.config, "scores_strict") == {}
 
 
+def test_what_the_gate_refused_is_scored_from_the_mended_input_by_the_next_start(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    world = Toy.build(spark, tmp_path, candidates=[(DS, 1, [(3, "own", 0.1), (999, "als", 0.3)])])
+    strict = world.args("gate.max_quarantined_share=0.1")
+    for _ in range(2):
+        with pytest.raises(GateRefused, match=r"share of candidates quarantined is 0\.5"):
+            score_daily.main(strict)
+    DeltaTable.forPath(spark, world.config.table(Role.CANDIDATES).location).delete("user_id = 1")
+    write_rows(spark, world.config, Role.CANDIDATES, [(DS, 1, [(3, "own", 0.1), (4, "als", 0.3)])])
+    score_daily.main(strict)
+    assert {pair[0] for pair in ranked(spark, world.config)[1]} == {3, 4}
+    # The second start read what the first had read, and took over its shards.
+    ledger = read_table(spark, world.config.table(Role.LEDGER)).where("kind = 'shard_accepted'")
+    assert ledger.select("run_id").distinct().count() == 2
+
+
 def test_string_ids_give_the_same_scores(toy: Toy, spark: SparkSession, tmp_path: Path) -> None:
     world = Toy.build(spark, tmp_path, string_ids=True)
     score_daily.main(world.args())
@@ -164,6 +185,75 @@ def test_what_the_gate_judged_is_published_whatever_happens_to_staging_meanwhile
     clear_staging(spark, toy.config.table(Role.STAGING), work_id=run.run.work_id)
     run.publish(manifest)
     assert ranked(spark, toy.config, "scores_cleared") == ranked(spark, toy.config)
+
+
+def test_the_slower_of_two_runs_of_the_same_work_learns_that_another_won(toy: Toy, spark: SparkSession) -> None:
+    args = score_daily._parser().parse_args(toy.args(target="scores_slower"))
+    slower = open_run(spark, toy.config, args)
+    waves = slower.waves()
+    last = next(waves)
+    attempt = slower.stage(last)
+    score_daily.main(toy.args(target="scores_slower"))
+    # All shards are accepted by now, and the rows of those that the other scored are cleared away.
+    slower.accept(last, attempt)
+    assert next(waves, None) is None
+    with pytest.raises(AnotherRunWon, match="holds run"):
+        slower.pass_gate()
+
+
+def test_a_ds_that_was_deleted_from_its_target_can_be_published_again(spark: SparkSession, tmp_path: Path) -> None:
+    world = Toy.build(spark, tmp_path)
+    score_daily.main(world.args())
+    before = ranked(spark, world.config)
+    DeltaTable.forPath(spark, world.config.table(Role.SCORES).location).delete(f"ds = '{DS}'")
+    score_daily.main(world.args())
+    assert ranked(spark, world.config) == before
+    generations = read_table(spark, world.config.table(Role.SCORES)).select("generation").distinct().collect()
+    assert [row["generation"] for row in generations] == [2]
+
+
+def test_work_whose_staged_rows_are_gone_is_done_again(toy: Toy, spark: SparkSession) -> None:
+    args = score_daily._parser().parse_args(toy.args(target="scores_cleaned"))
+    run = open_run(spark, toy.config, args)
+    shards = next(run.waves())
+    run.accept(shards, run.stage(shards))
+    DeltaTable.forPath(spark, toy.config.table(Role.STAGING).location).delete(f"work_id = '{run.run.work_id}'")
+    score_daily.main(toy.args(target="scores_cleaned"))
+    assert ranked(spark, toy.config, "scores_cleaned") == ranked(spark, toy.config)
+
+
+def test_a_run_whose_inputs_were_made_anew_is_not_resumed(
+    spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    world = Toy.build(spark, tmp_path)
+    run = open_run(spark, world.config, score_daily._parser().parse_args(world.args()))
+    shards = next(run.waves())
+    run.accept(shards, run.stage(shards))
+    location = world.config.table(Role.CANDIDATES).location
+    version = table_version(spark, world.config.table(Role.CANDIDATES))
+    shutil.rmtree(location)
+    # As many versions as before, and other items for the same users.
+    write_rows(spark, world.config, Role.CANDIDATES, [(ds, u, [(1, "own", 0.1)]) for ds, u, _ in toy_candidates()])
+    assert table_version(spark, world.config.table(Role.CANDIDATES)) == version
+    score_daily.main(world.args())
+    assert (
+        "cannot be resumed, and is begun anew: candidates: what stands there now is not what was pinned" in caplog.text
+    )
+    assert {pairs[0][0] for pairs in ranked(spark, world.config).values()} == {1}
+
+
+def test_rows_of_two_runs_are_mended_by_replace(spark: SparkSession, tmp_path: Path) -> None:
+    world = Toy.build(spark, tmp_path)
+    score_daily.main(world.args())
+    before, ref = ranked(spark, world.config), world.config.table(Role.SCORES)
+    foreign = read_table(spark, ref).limit(1).selectExpr("* except (run_id)", "'somebody' as run_id")
+    foreign.write.format("delta").mode("append").save(ref.location)
+    with pytest.raises(InputError, match=r"somebody.* --replace scores and replaces it"):
+        score_daily.main(world.args())
+    score_daily.main(world.args(replace=True))
+    assert ranked(spark, world.config) == before
+    assert read_table(spark, ref).count() == len(before)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""What a publication does when Delta reports a conflict; no JVM: the commit is a stand-in."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from delta.exceptions import ConcurrentAppendException, MetadataChangedException, ProtocolChangedException
+
+from gesr_core.config import TableRef
+from gesr_core.errors import AnotherRunWon, GesrError
+from gesr_core.sink import publish as module
+from gesr_core.sink.run import Pins, Publication, Run
+
+RUN = Run("2024-03-10", "scores", "ours", 0, Pins({}, {"id": "c"}, {}, "h"))
+
+
+def attempts(monkeypatch: pytest.MonkeyPatch, outcomes: list[Exception | None]) -> list[Publication]:
+    """Let each commit fail with the next of the outcomes, or succeed; return what stands afterwards."""
+    standing: list[Publication] = []
+
+    def commit(*_: Any, **__: Any) -> None:
+        if (outcome := outcomes.pop(0)) is not None:
+            raise outcome
+        standing.append(Publication(1, "ours"))
+
+    monkeypatch.setattr(module, "replace_where", commit)
+    monkeypatch.setattr(module, "_score_rows", lambda *_, **__: MagicMock())
+    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    return standing
+
+
+def publish(standing: list[Publication]) -> int:
+    ref = TableRef("scores", "/x/scores", {})
+    read = lambda: standing[-1] if standing else None  # noqa: E731
+    return module.publish(MagicMock(), ref, RUN, manifest={}, read=read, output_files=1)
+
+
+@pytest.mark.parametrize("conflict", [ConcurrentAppendException, ProtocolChangedException, MetadataChangedException])
+def test_a_conflict_that_no_publisher_of_this_ds_caused_is_tried_again(
+    conflict: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing = attempts(monkeypatch, [conflict("x"), conflict("x"), None])
+    assert publish(standing) == 1
+
+
+def test_conflicts_without_end_are_worth_a_later_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    standing = attempts(monkeypatch, [ConcurrentAppendException("x")] * 6)
+    with pytest.raises(GesrError, match="6 commits in a row met a conflict"):
+        publish(standing)
+
+
+def test_a_conflict_with_another_publisher_of_this_ds_ends_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    standing = attempts(monkeypatch, [ConcurrentAppendException("x")])
+    monkeypatch.setattr(module.time, "sleep", lambda _: standing.append(Publication(1, "theirs")))
+    with pytest.raises(AnotherRunWon, match="holds run theirs"):
+        publish(standing)
