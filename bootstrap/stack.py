@@ -14,7 +14,6 @@ class Stack:
     """A tested set of versions."""
 
     name: str
-    folder: str
     # first and last (major, minor) that every wheel of the set exists for
     pythons: tuple[tuple[int, int], tuple[int, int]]
     extras: tuple[str, ...]
@@ -34,11 +33,10 @@ class Stack:
 
 
 STACKS = {
-    "main": Stack("main", ".venv", pythons=((3, 10), (3, 14)), extras=("test", "dev")),
+    "main": Stack("main", pythons=((3, 10), (3, 14)), extras=("test", "dev")),
     # pyarrow 14 has no wheels beyond 3.12; petastorm's pin of setuptools contradicts torch's
     "petastorm": Stack(
         "petastorm",
-        ".venv-petastorm",
         pythons=((3, 10), (3, 12)),
         extras=("test", "petastorm"),
         without_dependencies=("petastorm",),

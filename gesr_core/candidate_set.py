@@ -15,7 +15,8 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from gesr_core.config import Config
 from gesr_core.dates import request_time_us, shift_ds
-from gesr_core.io.tables import table_exists
+from gesr_core.errors import InputError
+from gesr_core.io.tables import table_detail, table_exists
 from gesr_core.join.impressions import build_impressions, sample_users
 from gesr_core.join.retrieval import Retrieval, fit_retrieval, retrieve
 from gesr_core.names import Col, Role
@@ -24,6 +25,8 @@ from gesr_core.sink.provenance import Provenance, content_digests, settings_hash
 log = logging.getLogger("build_candidates")
 
 EVENT_COLUMNS: Final = (Col.USER_ID, Col.ITEM_ID, Col.EVENT_TS, Col.ACTION, Col.VALUE)
+# A property of the tables that this job created: what lacks it is a real retrieval's, or somebody's impressions.
+WRITTEN_BY: Final = "gesr.written_by"
 # The settings that decide a partition's rows; which other dates there are does not.
 _SECTIONS: Final[dict[Role, dict[str, Any]]] = {
     Role.CANDIDATES: {"candidates": True},
@@ -33,6 +36,31 @@ _SECTIONS: Final[dict[Role, dict[str, Any]]] = {
         "labels": True,
     },
 }
+
+
+def leave_foreign_candidates(
+    spark: SparkSession, config: Config, wanted: Mapping[Role, Sequence[str]]
+) -> dict[Role, Sequence[str]]:
+    """Return what is wanted, less the candidates where that table is another retrieval's and impressions are wanted.
+
+    Raises:
+        InputError: a table that would be written was not created by this job.
+    """
+    kept = dict(wanted)
+    for role, dates in wanted.items():
+        ref = config.table(role)
+        if not dates or not table_exists(spark, ref):
+            continue
+        if table_detail(spark, ref).properties.get(WRITTEN_BY) == "build_candidates":
+            continue
+        if role is Role.CANDIDATES and wanted[Role.IMPRESSIONS]:
+            log.info("candidates at %s are another retrieval's: left as they are", ref.location)
+            kept[role] = []
+            continue
+        raise InputError(
+            f"{role.value}: the table at {ref.location} was not written by build_candidates: it is left alone"
+        )
+    return kept
 
 
 def dates_to_build(

@@ -146,15 +146,13 @@ class FeaturesConfig(Section):
     item_statistics: list[ItemStatistic] = []
     user: list[UserFeature] = []
     hard_match: list[HardMatch] = []
-    # Items bought less often than this before the first validation request share the unknown id's embedding.
+    # Items with fewer events than this before the first validation request share the unknown id's embedding.
     item_id_min_events: Annotated[int, Field(ge=1)] = 5
 
     @model_validator(mode="after")
     def _names_are_consistent(self) -> FeaturesConfig:
-        names = [*(f.name for f in self.item), *(s.name for s in self.item_statistics)]
-        doubled = sorted({name for name in names if names.count(name) > 1})
-        if doubled:
-            raise ValueError(f"item features declared twice: {', '.join(doubled)}")
+        _require_distinct([*(f.name for f in self.item), *(s.name for s in self.item_statistics)])
+        _require_distinct([f.name for f in self.user])
         fields = ["item_id", *(f.name for f in self.item if f.kind == "categorical")]
         for pair in self.hard_match:
             for name in (pair.history, pair.candidate):
@@ -181,6 +179,12 @@ class LabelsConfig(Section):
 
     window_days: Annotated[int, Field(gt=0)]
     tasks: Annotated[list[Task], Field(min_length=1)]
+
+    @field_validator("tasks")
+    @classmethod
+    def _names_differ(cls, tasks: list[Task]) -> list[Task]:
+        _require_distinct([task.name for task in tasks])
+        return tasks
 
     @model_validator(mode="after")
     def _some_task_scores(self) -> LabelsConfig:
@@ -316,8 +320,13 @@ class ScoringConfig(Section):
     device: Literal["cpu", "cuda", "auto"]
     threads_per_worker: Annotated[int, Field(gt=0)]
     output_files: Annotated[int, Field(gt=0)]
-    # A second publisher in `local` waits this long for the commit lock.
-    lock_timeout_s: Annotated[int, Field(gt=0)]
+
+    @field_validator("history_buckets", "candidate_buckets")
+    @classmethod
+    def _ascend(cls, buckets: list[int]) -> list[int]:
+        if buckets != sorted(set(buckets)):
+            raise ValueError(f"{buckets} do not ascend")
+        return buckets
 
 
 class GateConfig(Section):
@@ -356,6 +365,14 @@ class Config(Section):
     spark: dict[str, str | int | float | bool]
 
     @model_validator(mode="after")
+    def _buckets_hold_a_history(self) -> Config:
+        # Training reads whole histories: what scoring cut off would be scored otherwise than it was trained.
+        longest, max_events = self.scoring.history_buckets[-1], self.histories.max_events
+        if longest < max_events:
+            raise ValueError(f"scoring.history_buckets end at {longest}, before histories.max_events ({max_events})")
+        return self
+
+    @model_validator(mode="after")
     def _training_names_a_model(self) -> Config:
         if self.training.model not in self.models:
             raise ValueError(
@@ -383,9 +400,15 @@ class Config(Section):
     def scoring_hash(self) -> str:
         """SHA-256 of every setting that can change a published row; those of execution alone are left out."""
         sections = self.model_dump(mode="json", include={"features", "labels", "histories", "scoring", "gate"})
-        for execution_only in ("shards_per_wave", "transport", "lock_timeout_s", "output_files"):
+        for execution_only in ("shards_per_wave", "transport", "output_files"):
             sections["scoring"].pop(execution_only)
         return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
+
+
+def _require_distinct(names: Sequence[str]) -> None:
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ValueError(f"declared twice: {', '.join(doubled)}")
 
 
 def load_config(env: str, *, overrides: Sequence[str] = (), conf_dir: Path = PROJECT_ROOT / "conf") -> Config:

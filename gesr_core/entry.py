@@ -59,7 +59,7 @@ def job_config(args: argparse.Namespace) -> Config:
 
 
 def run_job(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a job's `main` and end the process with the exit code of design.md section 3; return on success.
+    """Run a job's `main` and end the process with the exit code of docs/operations.md; return on success.
 
     The last line of a failure says what happened: schedulers show it.
     """

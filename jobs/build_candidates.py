@@ -14,7 +14,13 @@ from contextlib import ExitStack
 
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
-from gesr_core.candidate_set import EVENT_COLUMNS, build_candidate_set, dates_to_build
+from gesr_core.candidate_set import (
+    EVENT_COLUMNS,
+    WRITTEN_BY,
+    build_candidate_set,
+    dates_to_build,
+    leave_foreign_candidates,
+)
 from gesr_core.config import Config
 from gesr_core.dates import impression_dates, request_time_us, shift_ds
 from gesr_core.entry import job_config, job_parser, run_job
@@ -34,7 +40,8 @@ A stand-in retrieval for people who have none. Every user with an event in the c
 time gets at most candidates.max_candidates items: the user's own past items, then popular items and those of an ALS
 model in turn, each with its source and that source's score. Only events before the request time are used. It prints its
 recall of what the users did in the label window, once that is in `events`. Run again with the same events and settings,
-it changes nothing.
+it changes nothing. A table that it did not create itself is left alone: with candidates of your own, --impressions
+makes impressions only.
 
   build_candidates.py --ds 2001-02-21                  candidates of one day
   build_candidates.py --ds 2001-02-21 --impressions    and labelled candidates of impressions.dates past days, to
@@ -46,8 +53,9 @@ def main(argv: Sequence[str]) -> None:
     """Build what is missing or was made from other events or settings, then report."""
     args = _parse(argv)
     config = job_config(args)
-    wanted = {Role.CANDIDATES: [args.ds], Role.IMPRESSIONS: _past_dates(args.ds, config) if args.impressions else []}
+    asked = {Role.CANDIDATES: [args.ds], Role.IMPRESSIONS: _past_dates(args.ds, config) if args.impressions else []}
     with open_session("build_candidates", spark_keys=config.spark) as spark, ExitStack() as caches:
+        wanted = leave_foreign_candidates(spark, config, asked)
         ref = config.table(Role.EVENTS)
         events = read_input(spark, ref, version=table_version(spark, ref)).select(*EVENT_COLUMNS)
         newest_us = newest_event_us(events, dates=[args.ds], label_dates=wanted[Role.IMPRESSIONS])
@@ -56,7 +64,8 @@ def main(argv: Sequence[str]) -> None:
             return
         for role, rows in build_candidate_set(events, todo, config, caches=caches):
             started, ref = time.monotonic(), config.table(role)
-            create_table(spark, ref, {f.name: f.dataType.simpleString() for f in rows.schema.fields})
+            columns = {field.name: field.dataType.simpleString() for field in rows.schema.fields}
+            create_table(spark, ref, columns, properties={WRITTEN_BY: "build_candidates"})
             replace_where(rows, ref, column=Col.DS, value=list(todo[role]), metadata=commit_metadata(todo[role]))
             log.info("%s: %d dates written in %.1f s", role.value, len(todo[role]), time.monotonic() - started)
         _report(spark, events, wanted, config, newest_us=newest_us)
@@ -79,13 +88,15 @@ def _past_dates(ds: str, config: Config) -> list[str]:
 def _report(
     spark: SparkSession, events: DataFrame, wanted: Mapping[Role, Sequence[str]], config: Config, *, newest_us: int
 ) -> None:
-    labels, ds = config.labels, wanted[Role.CANDIDATES][0]
+    labels = config.labels
     if wanted[Role.IMPRESSIONS]:
         impressions = read_table(spark, config.table(Role.IMPRESSIONS))
         shown = impressions.where(F.col(Col.DS).isin(wanted[Role.IMPRESSIONS]))
         for line in summarise_impressions(shown, labels=[label(task.name) for task in labels.tasks]):
             log.info("impressions of %s", line)
-    task = max(labels.tasks, key=lambda task: task.score_weight)
+    if not wanted[Role.CANDIDATES]:
+        return
+    ds, task = wanted[Role.CANDIDATES][0], max(labels.tasks, key=lambda task: task.score_weight)
     if newest_us < request_time_us(shift_ds(ds, days=labels.window_days - 1)):
         log.info("recall of %s: not known before events has the %d days from %s", task.name, labels.window_days, ds)
         return

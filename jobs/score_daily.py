@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     """Open or resume a run, score the missing shards, pass the gate, publish.
 
     Raises:
-        GesrError: with the exit code of design.md section 3.
+        GesrError: with the exit code of docs/operations.md.
     """
     args = _parser().parse_args(argv)
     config = job_config(args)

@@ -21,7 +21,9 @@ log = logging.getLogger("train")
 
 _DESCRIPTION = """\
 Train one of the configured models on the impressions whose label windows close by the request time of --ds; the last
-date validates. Vocabularies, statistics and weights follow from what lay before the validation's request time alone.
+date validates. Vocabularies and statistics follow from what lay before the validation's request time alone; so do the
+weights that are measured. Then, unless training.catch_up_rate is 0, the best epoch's weights learn the validation date
+too, in one pass at that share of the rate: the metrics in the checkpoint's manifest are those before that pass.
 Run again with the same data and configuration, it finds its checkpoint and trains nothing.
 
   train.py --ds 2001-02-21                     the model that training.model names
@@ -32,7 +34,7 @@ Run again with the same data and configuration, it finds its checkpoint and trai
 def main(argv: Sequence[str]) -> None:
     """Write the training set if it is not there, train, and print the checkpoint."""
     parser = job_parser("train.py", _DESCRIPTION)
-    parser.add_argument("--model", metavar="NAME", help="a model of conf/models.yaml (default: training.model)")
+    parser.add_argument("--model", metavar="NAME", help="a model of conf/base/models.yaml (default: training.model)")
     parser.add_argument("--dry-run", action="store_true", help="check the inputs, say what would be done, do nothing")
     args = parser.parse_args(argv)
     config = job_config(args)

@@ -76,8 +76,12 @@ def build_impressions(
     # Keeps the order of drawing.
     outside = F.array_except(_array("drawn"), taken)
     unexposed = F.filter(outside, lambda _, place: place < settings.unexposed_items)
-    drawn = _draws(users.join(F.broadcast(sizes), on=Col.DS, how="inner"), catalogue, settings)
-    pairs = requests.join(drawn, on=_REQUEST, how="left").select(
+    if settings.unexposed_items:
+        drawn = _draws(users.join(F.broadcast(sizes), on=Col.DS, how="inner"), catalogue, settings)
+        requests = requests.join(drawn, on=_REQUEST, how="left")
+    else:
+        requests = requests.withColumn("drawn", F.array().cast(requests.schema["ids"].dataType))
+    pairs = requests.select(
         *_REQUEST,
         *(label(task.name) for task in tasks),
         F.size("ids").alias("candidates"),

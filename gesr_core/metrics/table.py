@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gesr_core.metrics.ranking import ALL, ORDERINGS, WITHOUT_TOP_ITEM, Metric
 
-_TITLES = {ALL: "all items", WITHOUT_TOP_ITEM: "without the window's most bought item"}
+_TITLES = {ALL: "all items", WITHOUT_TOP_ITEM: "without the window's most frequent positive item"}
 
 
 def format_table(metrics: Sequence[Metric], *, ks: Sequence[int], title: str) -> str:
@@ -23,5 +23,5 @@ def format_table(metrics: Sequence[Metric], *, ks: Sequence[int], title: str) ->
             cells = [values.get((segment, ordering, metric, k)) for _, metric, k in heads]
             lines.append(f"{ordering:<16}" + "".join(f"{'':>11}" if c is None else f"{c:>11.4f}" for c in cells))
         users = next((m.n for m in metrics if m.segment == segment and m.metric == "ndcg"), 0)
-        lines.append(f"NDCG and Recall over {users:,} users with a purchase; AUC, GAUC, NE over the published pairs")
+        lines.append(f"NDCG and Recall over {users:,} users with a positive; AUC, GAUC, NE over the published pairs")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """From the model section of the configuration to a model: the only reader of that section.
 
-`Model` is what every model is: the three functions of design.md section 2.
+`Model` is what every model is: the three functions of the README (How it scores).
 
 Legend: B requests, N candidates, S tasks.
 """

@@ -39,13 +39,3 @@ def pad_rows(
         return values_V.new_full(valid_BL.shape, fill)
     index_BL = torch.where(valid_BL, starts_B.unsqueeze(-1) + position_L, 0)
     return values_V[index_BL].masked_fill(~valid_BL, fill)
-
-
-def take_rows(values_V: Tensor, offsets: Tensor, *, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows named by `rows` [B], in that order, as jagged values and offsets [B + 1]."""
-    lengths_B = lengths(offsets)[rows]
-    taken = torch.cat([lengths_B.new_zeros(1), lengths_B.cumsum(0)])
-    # Each taken value's source: its row's start, plus its place within the row.
-    shift_B = offsets[rows] - taken[:-1]
-    index_V = torch.arange(int(taken[-1]), device=values_V.device) + torch.repeat_interleave(shift_B, lengths_B)
-    return values_V[index_V], taken

@@ -68,7 +68,7 @@ def save_checkpoint(
 
     Args:
         root: the checkpoints folder.
-        model_name: the model's name in `conf/models.yaml`.
+        model_name: the model's name in `conf/base/models.yaml`.
         model_config: its section.
         weights: the model's state.
         features: the fitted feature space.

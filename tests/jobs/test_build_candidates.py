@@ -90,6 +90,21 @@ def test_a_second_run_changes_nothing_until_events_of_the_past_change(
     assert versions(spark, config) == [2, 1]
 
 
+def test_the_candidates_of_a_real_retrieval_are_left_alone(
+    spark: SparkSession, config: Config, job_args: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    write_events(spark, config, some_events())
+    ref = config.table(Role.CANDIDATES)
+    create_table(spark, ref, written_columns(Role.CANDIDATES))
+    with pytest.raises(InputError, match=r"candidates: the table at .* was not written by build_candidates"):
+        run(job_args)
+    run(job_args, "--impressions")
+    assert "another retrieval's: left as they are" in caplog.text
+    assert table_version(spark, ref) == 0
+    assert read_table(spark, config.table(Role.IMPRESSIONS)).count() > 0
+
+
 @pytest.mark.parametrize(
     ("ds", "options", "message"),
     [

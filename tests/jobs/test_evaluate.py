@@ -89,8 +89,8 @@ def test_metrics_of_a_published_day_are_those_by_hand(
         evaluate.main([*job_args, *OPTIONS])
     assert _metrics(spark, config) == got, "measured again in a session set otherwise"
     printed = capsys.readouterr().out
-    assert "without the window's most bought item" in printed
-    assert "NDCG and Recall over 2 users with a purchase" in printed
+    assert "without the window's most frequent positive item" in printed
+    assert "NDCG and Recall over 2 users with a positive" in printed
 
 
 @pytest.mark.usefixtures("published")

@@ -53,6 +53,7 @@ def learned(spark: SparkSession, root: Path, storage: Path) -> dict[str, Any]:
 def test_events_from_the_request_time_on_change_no_byte(spark: SparkSession, tmp_path: Path) -> None:
     config = toy_config(tmp_path, *SMALL)
     write_toy_inputs(spark, config, candidates=[])
+    shutil.rmtree(config.table(Role.CANDIDATES).location)
     before = learned(spark, tmp_path, tmp_path / "before")
 
     cut = request_time(DS)

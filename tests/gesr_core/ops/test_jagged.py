@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from gesr_core.ops.jagged import lengths, pad_rows, take_rows
+from gesr_core.ops.jagged import pad_rows
 
 ROWS = st.lists(st.lists(st.integers(1, 99), max_size=6), min_size=1, max_size=6)
 
@@ -31,14 +31,6 @@ def test_padded_rows_are_the_lists_cut_and_filled(
     for row, found in zip((rows[i] for i in selected), padded.tolist(), strict=True):
         kept = row[max(0, len(row) - length) :] if keep == "last" else row[:length]
         assert found == kept + [-1] * (length - len(kept))
-
-
-@given(rows=ROWS, data=st.data())
-def test_taken_rows_are_the_lists(rows: list[list[int]], data: st.DataObject) -> None:
-    selected = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=5))
-    values_V, offsets = take_rows(*jagged(rows), rows=torch.tensor(selected, dtype=torch.int64))
-    assert values_V.tolist() == [value for i in selected for value in rows[i]]
-    assert lengths(offsets).tolist() == [len(rows[i]) for i in selected]
 
 
 @pytest.mark.parametrize("length", [0, 3])
