@@ -263,7 +263,7 @@ class TwoTowerConfig(Section):
 
 
 class GesrConfig(Section):
-    """GESR: the two towers, hard matching, target attention and gating."""
+    """GESR: the two towers, hard matching, target attention, cross attention and gating."""
 
     name: Literal["gesr"] = "gesr"
     width: Annotated[int, Field(gt=0)]
@@ -275,11 +275,15 @@ class GesrConfig(Section):
     match_cap: Annotated[int, Field(gt=0)]
     match_width: Annotated[int, Field(gt=0)]
     gate_width: Annotated[int, Field(gt=0)]
+    # Width of a feature's token in cross attention; 0: without it.
+    cross_width: Annotated[int, Field(ge=0)] = 0
+    cross_heads: Annotated[int, Field(gt=0)] = 1
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> GesrConfig:
-        if self.width % self.attention_heads:
-            raise ValueError(f"width {self.width} is not a multiple of attention_heads {self.attention_heads}")
+    def _heads_divide_widths(self) -> GesrConfig:
+        for width, heads in (("width", "attention_heads"), ("cross_width", "cross_heads")):
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(f"{width} {getattr(self, width)} is not a multiple of {heads} {getattr(self, heads)}")
         return self
 
 

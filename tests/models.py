@@ -34,6 +34,8 @@ CONFIGS: dict[str, TwoTowerConfig | GesrConfig] = {
     "gesr": GESR,
     "gesr of one layer": GESR.model_copy(update={"attention_layers": 1}),
     "gesr without attention": GESR.model_copy(update={"attention_layers": 0}),
+    "gesr with cross attention": GESR.model_copy(update={"cross_width": 4, "cross_heads": 2}),
+    "gesr of cross attention": GESR.model_copy(update={"cross_width": 4, "attention_layers": 0}),
 }
 
 

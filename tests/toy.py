@@ -39,6 +39,8 @@ def toy_overrides(root: Path, *extra: str) -> list[str]:
         "scoring.candidate_buckets=[4, 8]",
         "scoring.batch_pairs=32",
         "gate.max_quarantined_share=0.5",
+        # Every part of gesr is scored.
+        "models.gesr.cross_width=8",
         *extra,
     ]
 

@@ -1,4 +1,4 @@
-"""GESR: the two towers, and beside them hard matching and target attention, fused by gating (gesr.md 1.2).
+"""GESR: the two towers, and beside them hard matching, target and cross attention, fused by gating (gesr.md 1.2).
 
 Legend: R items, B requests, T history positions, N candidates, P field pairs, M match fields, D model width, A layers,
 H heads, K width per head, S tasks.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gesr_core.model.cross_attention import KEYS, QUERY, VALUES, CrossAttention, CrossCache
 from gesr_core.model.gating import Gating
 from gesr_core.model.hard_matching import HardMatching
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
@@ -24,13 +25,14 @@ from gesr_core.ops.matching import match_counts, sort_matches
 class GesrUserState:
     """Once per request: the user vector and its task vectors, sorted match ids, keys and values of the history.
 
-    Without hard matching P is 0; without target attention `attention` is None.
+    Without hard matching P is 0; without target attention `attention` is None, without cross attention `cross`.
     """
 
     user_BD: Tensor
     user_BSD: Tensor
     sorted_BPT: Tensor
     attention: AttentionCache | None
+    cross: CrossCache | None
 
 
 class Gesr(nn.Module):
@@ -57,6 +59,8 @@ class Gesr(nn.Module):
         match_cap: int,
         match_width: int,
         gate_width: int,
+        cross_width: int,
+        cross_heads: int,
     ) -> None:
         """`match_pairs` are (history field, candidate field) as indices into the match fields."""
         super().__init__()
@@ -96,14 +100,33 @@ class Gesr(nn.Module):
             if attention_layers
             else None
         )
-        part_widths = [part for part in (matched_width, width if attention_layers else 0) if part]
+        self.cross = (
+            CrossAttention(
+                width=width,
+                token_width=cross_width,
+                heads=cross_heads,
+                item_widths=[id_width, *([id_width // 2] * len(item_categories))],
+                item_numerics=item_numerics,
+                user_widths=[width, *([id_width // 4] * len(user_categories))],
+                user_numerics=user_numerics,
+            )
+            if cross_width
+            else None
+        )
+        attended = [width] * (bool(attention_layers) + bool(cross_width))
+        part_widths = [*([matched_width] if matched_width else []), *attended]
         widths = [*part_widths, 3 * width + sum(part_widths)]
         self.gating = Gating(widths=widths, gate_width=gate_width, tasks=len(task_logits))
 
     def encode_items(self, items: ItemFeatures) -> ItemState:
         """Return the state of R items."""
         vector_RD, token_RD = self.item_tower(items)
-        return ItemState(vector_RD, token_RD, items.match_RM)
+        extra = {}
+        if self.cross is not None:
+            tower = self.item_tower
+            embedded = [tower.ids(items.index_R), *tower.categories.each(items.categorical_RC)]
+            extra = self.cross.of_items(token_RD, embedded, items.numeric_RF)
+        return ItemState(vector_RD, token_RD, items.match_RM, extra)
 
     def encode_user(self, history: History, history_items: ItemState, user: UserFeatures) -> GesrUserState:
         """Return the state of B requests; `history_items` is gathered by `history.row_BT`."""
@@ -112,7 +135,11 @@ class Gesr(nn.Module):
         fields_P = [history_field for history_field, _ in self.match_pairs]
         sorted_BPT = sort_matches(history_items.match_RM[..., fields_P])
         cache = self.attention.prefill(history, event_BTD) if self.attention else None
-        return GesrUserState(user_BD, self.primary.user(user_BD), sorted_BPT, cache)
+        crossed = None
+        if self.cross is not None:
+            embedded = [user_BD, *self.user_tower.categories.each(user.categorical_BC)]
+            crossed = self.cross.prefill(history, event_BTD, embedded, user.numeric_BF)
+        return GesrUserState(user_BD, self.primary.user(user_BD), sorted_BPT, cache, crossed)
 
     def score(self, state: GesrUserState, items: ItemState) -> Tensor:
         """Return logits_BNS of candidates whose states are gathered as [B, N, ...]."""
@@ -131,4 +158,6 @@ class Gesr(nn.Module):
             parts.append(self.matching(counts_BNP))
         if self.attention is not None and state.attention is not None:
             parts.append(self.attention.extend(state.attention, items.token_RD))
+        if self.cross is not None and state.cross is not None:
+            parts.append(self.cross.extend(state.cross, *(items.extra[name] for name in (QUERY, KEYS, VALUES))))
         return parts

@@ -6,7 +6,8 @@ M match fields (the item fields that hard matching compares), D model width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,24 +37,39 @@ class ItemState:
     """What `encode_items` keeps of R items: computed once per item, shipped with the checkpoint.
 
     `vector_RD` is the item tower's output, `token_RD` the item's input token (of a history event and of a candidate),
-    `match_RM` the match ids of `ItemFeatures`.
+    `match_RM` the match ids of `ItemFeatures`. `extra` holds what one model alone keeps, by name; the first dimension
+    of every tensor is R.
     """
 
     vector_RD: Tensor
     token_RD: Tensor
     match_RM: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name; `of` takes them back."""
+        return {"vector_RD": self.vector_RD, "token_RD": self.token_RD, "match_RM": self.match_RM, **self.extra}
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> ItemState:
+        """Put together what `tensors` gave."""
+        extra = dict(tensors)
+        return ItemState(extra.pop("vector_RD"), extra.pop("token_RD"), extra.pop("match_RM"), extra)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> ItemState:
+        """Change every tensor."""
+        return ItemState.of({name: change(tensor) for name, tensor in self.tensors().items()})
 
     def take(self, rows: Tensor) -> ItemState:
         """Select items by row; row -1 (padding, or an item that is not in the table) gives zeros, which never match."""
         if not len(self.vector_RD):
-            tensors = (self.vector_RD, self.token_RD, self.match_RM)
-            return ItemState(*(tensor.new_zeros(*rows.shape, tensor.shape[1]) for tensor in tensors))
-        valid = (rows >= 0).unsqueeze(-1)
-        safe = rows.clamp_min(0)
-        zero = torch.zeros((), dtype=self.match_RM.dtype, device=rows.device)
-        return ItemState(
-            self.vector_RD[safe] * valid, self.token_RD[safe] * valid, torch.where(valid, self.match_RM[safe], zero)
-        )
+            return self.map(lambda tensor: tensor.new_zeros(*rows.shape, *tensor.shape[1:]))
+        unknown, safe = rows < 0, rows.clamp_min(0)
+
+        def taken(tensor: Tensor) -> Tensor:
+            return tensor[safe].masked_fill_(unknown.reshape(*rows.shape, *[1] * (tensor.dim() - 1)), 0)
+
+        return self.map(taken)
 
 
 @dataclass(frozen=True)

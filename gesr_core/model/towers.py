@@ -42,9 +42,13 @@ class Categories(nn.Module):
         self.tables = nn.ModuleList(embedding(size, width) for size in sizes)
         self.width_out = width * len(sizes)
 
+    def each(self, categorical_RC: Tensor) -> list[Tensor]:
+        """Return the embedding [..., width] of each feature."""
+        return [table(categorical_RC[..., i]) for i, table in enumerate(self.tables)]
+
     def forward(self, categorical_RC: Tensor) -> Tensor:
         """Return the embeddings [..., C * width] of vocabulary indices [..., C]."""
-        embedded = [table(categorical_RC[..., i]) for i, table in enumerate(self.tables)]
+        embedded = self.each(categorical_RC)
         # The zero-width tensor keeps the leading shape when no category is declared.
         return torch.cat([categorical_RC.new_zeros(*categorical_RC.shape[:-1], 0, dtype=torch.float32), *embedded], -1)
 

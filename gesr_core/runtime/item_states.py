@@ -1,7 +1,7 @@
 """Item states on disk: what a checkpoint's `encode_items` gives for a whole catalogue as of a `ds`. No JVM.
 
 `<item states>/<checkpoint id>/<ds>/<items version>/` holds
-- `states.safetensors`: `key_R` (int64, ascending), `vector_RD`, `token_RD`, `match_RM`; mapped into memory, so that all
+- `states.safetensors`: `key_R` (int64, ascending) and the tensors of `ItemState`; mapped into memory, so that all
   Python workers of a host share one copy;
 - `ids.arrow`: for STRING ids alone, the ids in the order of the keys (a key is Spark's xxhash64 of the id);
 - `inputs.safetensors`: the encoded features, by which the next export knows which rows changed;
@@ -163,9 +163,10 @@ def load_item_states(path: Path, *, verify: bool = True) -> ItemStates:
     if verify:
         check_files(path, manifest["files"], remedy=f"remove {path} and {_REMEDY}")
     tensors = load_file(path / STATES)
-    state = ItemState(tensors["vector_RD"], tensors["token_RD"], tensors["match_RM"])
+    key_R = tensors.pop("key_R")
+    state = ItemState.of(tensors)
     values = read_ids(path / IDS) if IDS in manifest["files"] else None
-    return ItemStates(path, manifest, state, ItemIndex.build(tensors["key_R"], values))
+    return ItemStates(path, manifest, state, ItemIndex.build(key_R, values))
 
 
 def read_ids(path: Path) -> pa.Array:
@@ -184,15 +185,15 @@ def _encode_changed(catalogue: Catalogue, earlier: Path | None, encode: Encode) 
         source_R = _unchanged(catalogue, former)
     changed = (source_R < 0).nonzero().squeeze(1)
     fresh = _encode_blocks(catalogue.features.take(changed), encode)
-    vector_RD = fresh.vector_RD.new_empty(len(source_R), fresh.vector_RD.shape[1])
-    token_RD = fresh.token_RD.new_empty(len(source_R), fresh.token_RD.shape[1])
-    vector_RD[changed], token_RD[changed] = fresh.vector_RD, fresh.token_RD
-    if former is not None:
-        kept = (source_R >= 0).nonzero().squeeze(1)
-        vector_RD[kept] = former.items.vector_RD[source_R[kept]]
-        token_RD[kept] = former.items.token_RD[source_R[kept]]
+    kept = (source_R >= 0).nonzero().squeeze(1)
+    states = {}
+    for name, fresh_RX in fresh.tensors().items():
+        states[name] = fresh_RX.new_empty(len(source_R), *fresh_RX.shape[1:])
+        states[name][changed] = fresh_RX
+        if former is not None:
+            states[name][kept] = former.items.tensors()[name][source_R[kept]]
     # Match ids are numbered anew for each table: they are never copied.
-    return ItemState(vector_RD, token_RD, catalogue.features.match_RM), len(changed)
+    return ItemState.of({**states, "match_RM": catalogue.features.match_RM}), len(changed)
 
 
 def _unchanged(catalogue: Catalogue, former: ItemStates) -> Tensor:
@@ -216,12 +217,8 @@ def _encode_blocks(features: ItemFeatures, encode: Encode) -> ItemState:
         count = min(rows - start, BLOCK_ROWS)
         block = features.take(torch.where(place < rows, place, start)) if rows else _no_item(features)
         state = encode(block)
-        blocks.append(ItemState(*(t[:count].cpu() for t in (state.vector_RD, state.token_RD, state.match_RM))))
-    return ItemState(
-        torch.cat([b.vector_RD for b in blocks]),
-        torch.cat([b.token_RD for b in blocks]),
-        torch.cat([b.match_RM for b in blocks]),
-    )
+        blocks.append({name: tensor[:count].cpu() for name, tensor in state.tensors().items()})
+    return ItemState.of({name: torch.cat([block[name] for block in blocks]) for name in blocks[0]})
 
 
 def _no_item(features: ItemFeatures) -> ItemFeatures:
@@ -234,8 +231,7 @@ def _write(path: Path, catalogue: Catalogue, state: ItemState, facts: Mapping[st
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
     try:
-        states = {"vector_RD": state.vector_RD, "token_RD": state.token_RD, "match_RM": state.match_RM}
-        save_file({"key_R": catalogue.key_R, **_contiguous(states)}, draft / STATES)
+        save_file({"key_R": catalogue.key_R, **_contiguous(state.tensors())}, draft / STATES)
         save_file(_contiguous(_inputs(catalogue.features)), draft / INPUTS)
         names = [STATES, INPUTS]
         if catalogue.value_R is not None:

@@ -84,7 +84,7 @@ class Scorer:
     ) -> None:
         # nn.Module types its attributes as tensors; what a model is stands in model.build.Model.
         self.model = cast(Model, model.eval().to(device))
-        self.items = ItemState(*(t.to(device) for t in (items.vector_RD, items.token_RD, items.match_RM)))
+        self.items = items.map(lambda tensor: tensor.to(device))
         self.index = index
         self.encode_users = encode_users
         self.actions = tuple(actions)

@@ -38,9 +38,10 @@ def catalogue(prices: dict[int, float], *, string_ids: bool = False) -> Catalogu
 
 
 def encode(items: ItemFeatures) -> ItemState:
-    """A model of three columns: the price, its square, the index."""
+    """A model of three columns (the price, its square, the index), which keeps a matrix of the price besides."""
     price_R, index_R = items.numeric_RF[:, 0], items.index_R.float()
-    return ItemState(torch.stack([price_R, price_R**2], 1), index_R.unsqueeze(1), items.match_RM)
+    extra = {"matrix_RXY": price_R[:, None, None].repeat(1, 2, 3)}
+    return ItemState(torch.stack([price_R, price_R**2], 1), index_R.unsqueeze(1), items.match_RM, extra)
 
 
 def export(root: Path, items: Catalogue, *, ds: str = "2001-02-21") -> Exported:
@@ -61,9 +62,10 @@ def test_every_item_is_found_with_its_state(count: int, string_ids: bool, tmp_pa
     values = None if items.value_R is None else pa.array([*items.value_R.to_pylist(), "nobody"], pa.string())
     rows = states.index.rows(torch.cat([items.key_R, torch.tensor([10**9])]), values)
     assert rows.tolist() == [*range(count), -1]
-    vector_RD = states.items.take(rows).vector_RD
-    assert vector_RD[:-1, 0].tolist() == [i + 0.5 for i in range(count)]
-    assert vector_RD[-1].tolist() == [0.0, 0.0]
+    taken = states.items.take(rows)
+    assert taken.vector_RD[:-1, 0].tolist() == [i + 0.5 for i in range(count)]
+    assert taken.vector_RD[-1].tolist() == [0.0, 0.0]
+    assert taken.extra["matrix_RXY"].tolist() == [[[i + 0.5] * 3] * 2 for i in range(count)] + [[[0.0] * 3] * 2]
 
 
 @pytest.mark.parametrize("string_ids", [False, True])
