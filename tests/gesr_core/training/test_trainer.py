@@ -16,7 +16,7 @@ from gesr_core.training.checkpoint import Checkpoint, load_checkpoint
 from gesr_core.training.data import decode_window, encode_training_items, index_of, make_batch, sorted_by_key
 from gesr_core.training.loop import logits_of
 from gesr_core.training.trainer import base_logits, open_training_set, train_checkpoint
-from tests.training_sets import DATES, toy_config, write_toy_set
+from tests.training_sets import DATES, toy_config, toy_requests, write_toy_set
 
 pytestmark = pytest.mark.petastorm
 
@@ -43,6 +43,20 @@ def test_the_same_data_configuration_and_seed_give_the_same_bytes(
     assert again.checkpoint_id == trained[1].checkpoint_id
     names = ("manifest.json", "features.json", "model.safetensors")
     assert all((again.path / name).read_bytes() == (trained[1].path / name).read_bytes() for name in names)
+
+
+def test_two_threads_give_the_same_weights_each_time(tmp_path: Path) -> None:
+    # So wide and so many that two threads add up the gradients of one row; in the order in which they come, without
+    # torch's deterministic algorithms: four such runs then have four results.
+    folder = write_toy_set(tmp_path / "set")
+    requests = [toy_requests(ds, seed=number, users=256) for number, ds in enumerate(DATES[:2])]
+    pq.write_table(pa.concat_tables(requests), folder / "train" / "part-0.parquet")
+    data = open_training_set(folder, reader="arrow")
+    wide = ["training.threads=2", "training.batch_requests=128", "models.gesr.width=64", "models.gesr.id_width=64"]
+    configs = [toy_config(tmp_path / str(run), *wide, "training.epochs=1") for run in range(3)]
+    weights = [train_checkpoint(data, config, model_name="gesr") / "model.safetensors" for config in configs]
+    assert len({path.read_bytes() for path in weights}) == 1
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
