@@ -287,7 +287,43 @@ class GesrConfig(Section):
         return self
 
 
-ModelConfig = Annotated[TwoTowerConfig | GesrConfig, Field(discriminator="name")]
+class TarqConfig(Section):
+    """TARQ: two towers with attention, and target attention through the codes of items."""
+
+    name: Literal["tarq"] = "tarq"
+    width: Annotated[int, Field(gt=0)]
+    id_width: Annotated[int, Field(gt=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    time_buckets: Annotated[int, Field(ge=3)]
+    heads: Annotated[int, Field(gt=0)]
+    # Codebooks, and codes in each: worth it while levels * codes stays below the candidates of a request.
+    levels: Annotated[int, Field(gt=0)]
+    codes: Annotated[int, Field(gt=1)]
+    head_width: Annotated[int, Field(gt=0)]
+    # Whose logit is served: `student` is TARQ; its teacher and its bare towers are there to compare it with.
+    serves: Literal["student", "teacher", "backbone"] = "student"
+    teacher_weight: Annotated[float, Field(ge=0)] = 1.0
+    reconstruction_weight: Annotated[float, Field(ge=0)] = 1.0
+    alignment_weight: Annotated[float, Field(ge=0)] = 1.0
+    codebook_weight: Annotated[float, Field(ge=0)] = 1.0
+    commitment_weight: Annotated[float, Field(ge=0)] = 0.25
+    autoencoder_weight: Annotated[float, Field(ge=0)] = 1.0
+    # 1 in the paper's code: wide vectors then have near one-hot shares.
+    alignment_temperature: Annotated[float, Field(gt=0)] = 1.0
+    # Share of the training steps before codebooks are initialised from the items' latents.
+    warm_up_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    # Move codes that no item has to where items are badly served.
+    revive: bool = True
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> TarqConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+AnyModelConfig = TwoTowerConfig | GesrConfig | TarqConfig
+ModelConfig = Annotated[AnyModelConfig, Field(discriminator="name")]
 
 
 class TrainingConfig(Section):

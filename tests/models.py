@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gesr_core.config import GesrConfig, TwoTowerConfig
+from gesr_core.config import AnyModelConfig, GesrConfig, TarqConfig, TwoTowerConfig
 from gesr_core.model.build import ModelSizes, build_model
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
 
@@ -29,12 +29,19 @@ GESR = GesrConfig(
     width=8, id_width=8, dropout=0.1, attention_layers=2, attention_heads=2, time_buckets=8,
     match_cap=2, match_width=4, gate_width=8,
 )  # fmt: skip
-CONFIGS: dict[str, TwoTowerConfig | GesrConfig] = {
+TARQ = TarqConfig(
+    width=8, id_width=8, dropout=0.1, time_buckets=8, heads=2, levels=2, codes=5, head_width=8, warm_up_share=0.0
+)  # fmt: skip
+CONFIGS: dict[str, AnyModelConfig] = {
     "two_tower": TWO_TOWER,
     "gesr": GESR,
     "gesr of one layer": GESR.model_copy(update={"attention_layers": 1}),
     "gesr without attention": GESR.model_copy(update={"attention_layers": 0}),
     "gesr with cross attention": GESR.model_copy(update={"cross_width": 4, "cross_heads": 2}),
+    "tarq": TARQ,
+    "tarq of one level": TARQ.model_copy(update={"levels": 1}),
+    "tarq's teacher": TARQ.model_copy(update={"serves": "teacher"}),
+    "tarq's backbone": TARQ.model_copy(update={"serves": "backbone"}),
     "gesr of cross attention": GESR.model_copy(update={"cross_width": 4, "attention_layers": 0}),
 }
 
@@ -78,12 +85,15 @@ def random_inputs(lengths: list[int], *, candidates: int = 5, seed: int = 0, pad
     return Inputs(items, history, user, torch.randint(-1, ITEMS, (batch, candidates), generator=g))
 
 
-def random_model(config: TwoTowerConfig | GesrConfig, *, seed: int = 0) -> Any:
+def random_model(config: AnyModelConfig, *, seed: int = 0) -> Any:
     """Build a model in float64 whose every weight is random, also those that start at zero."""
     torch.manual_seed(seed)
-    model = build_model(config, SIZES).double().eval()
+    model: Any = build_model(config, SIZES).double().eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
+    if isinstance(config, TarqConfig):
+        # As if it had been trained: without this no code is asked.
+        model.codebooks.ready.fill_(True)
     return model
 
 

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from gesr_core.config import GesrConfig, TwoTowerConfig
+from gesr_core.config import AnyModelConfig, GesrConfig, TwoTowerConfig
 from gesr_core.model.gesr import Gesr
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
+from gesr_core.model.tarq import LossWeights, Tarq
 from gesr_core.model.two_tower import TwoTower
 
 
@@ -47,12 +48,15 @@ class ModelSizes:
     task_logits: tuple[float, ...]
 
 
-def build_model(config: TwoTowerConfig | GesrConfig, sizes: ModelSizes) -> nn.Module:
+def build_model(config: AnyModelConfig, sizes: ModelSizes) -> nn.Module:
     """Return the model, a `Model`, with fresh weights from torch's global generator."""
     arguments = asdict(sizes)
     settings = config.model_dump(exclude={"name"})
+    if isinstance(config, GesrConfig):
+        return Gesr(**arguments, **settings)
+    for gesr_only in ("match_pairs", "max_history"):
+        arguments.pop(gesr_only)
     if isinstance(config, TwoTowerConfig):
-        for gesr_only in ("match_pairs", "max_history"):
-            arguments.pop(gesr_only)
         return TwoTower(**arguments, **settings)
-    return Gesr(**arguments, **settings)
+    weights = LossWeights(**{name: settings.pop(f"{name}_weight") for name in LossWeights.__dataclass_fields__})
+    return Tarq(**arguments, **settings, weights=weights)

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gesr_core.config import GesrConfig, ModelConfig, TwoTowerConfig
+from gesr_core.config import AnyModelConfig, ModelConfig
 from gesr_core.content import check_files, json_bytes, replace_file, sha256_of
 from gesr_core.errors import InputError
 from gesr_core.model.build import build_model
@@ -43,7 +43,7 @@ class Checkpoint:
     features: FeatureSpace
 
     @property
-    def model_config(self) -> TwoTowerConfig | GesrConfig:
+    def model_config(self) -> AnyModelConfig:
         """The model section that it was trained with."""
         return TypeAdapter(ModelConfig).validate_python(self.manifest["model"])
 
@@ -58,7 +58,7 @@ def save_checkpoint(
     root: Path,
     *,
     model_name: str,
-    model_config: TwoTowerConfig | GesrConfig,
+    model_config: AnyModelConfig,
     weights: Mapping[str, Tensor],
     features: FeatureSpace,
     facts: Mapping[str, Any],
