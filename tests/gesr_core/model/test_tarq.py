@@ -104,7 +104,7 @@ def test_alignment_is_the_papers_formula() -> None:
                 total += float((p_S * (p_S / (q_S + 1e-8) + 1e-8).log()).sum())
                 total += float((q_S * (q_S / (p_S + 1e-8) + 1e-8).log()).sum())
                 v_D, v_bar_D = v_D - books[level, code], v_bar_D - found_SD[code]
-            assert float(alignment_BN[b, n]) == pytest.approx(total)
+            assert alignment_BN[b, n].item() == pytest.approx(total)
 
 
 def test_losses_do_not_count_padding() -> None:
