@@ -241,7 +241,7 @@ class Tarq(nn.Module):
         logits_BNY = self.towers(state.unit_BYD, items.vector_RD)
         return logits_BNY + self.teacher_logit(state.user_BD, items.vector_RD, taught_BND)
 
-    # What only training calls (build.LearnsMore).
+    # What only training calls: model/build.py, LearnsMore.
 
     def before_step(self, *, share_done: float, items: ItemFeatures) -> None:
         """Initialise the codebooks once the warm-up is over; afterwards revive codes from time to time."""
@@ -249,10 +249,10 @@ class Tarq(nn.Module):
             return
         if not self.codebooks.ready:
             self.codebooks.initialise(self.latents(items))
-        elif not self.revives or not _REVIVAL_SHARE <= share_done - float(self.revived_share) <= _LAST_REVIVAL_SHARE:
-            return
-        else:
+        elif self.revives and float(self.revived_share) + _REVIVAL_SHARE <= share_done <= _LAST_REVIVAL_SHARE:
             self.codebooks.revive(self.latents(items))
+        else:
+            return
         self.revived_share.fill_(share_done)
 
     def extra_loss(

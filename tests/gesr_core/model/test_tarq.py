@@ -163,6 +163,9 @@ def test_codebooks_are_initialised_once_the_warm_up_is_over_and_revived_later() 
     assert model.report(inputs.items)["code_use_1"] < 1.0
     model.before_step(share_done=0.26, items=inputs.items)
     assert model.report(inputs.items)["code_use_1"] == 1.0
+    model.codebooks.codes_QSD.data[0, 0] = 1e3
+    model.before_step(share_done=1.0, items=inputs.items)
+    assert model.report(inputs.items)["code_use_1"] < 1.0
 
 
 def test_revival_can_be_switched_off() -> None:

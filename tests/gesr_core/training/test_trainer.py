@@ -20,7 +20,7 @@ from tests.training_sets import DATES, toy_config, toy_requests, write_toy_set
 
 pytestmark = pytest.mark.petastorm
 
-MODELS = ["gesr", "two_tower"]
+MODELS = ["gesr", "tarq", "two_tower"]
 
 
 def train(folder: Path, *overrides: str, model: str = "gesr", string_ids: bool = False) -> Checkpoint:
