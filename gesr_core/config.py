@@ -107,36 +107,83 @@ class StorageConfig(Section):
     training_sets: str
 
 
-class ItemFeature(Section):
+class Feature(Section):
+    """A declared column: `categorical` (one value), `multi` (a list of texts or integers) or `numeric`."""
+
+    name: Identifier
+    kind: Literal["categorical", "multi", "numeric"]
+    transform: Literal["none", "log1p"] = "none"
+    # A longer list keeps the first of its distinct values in the order of their texts.
+    max_values: Annotated[int, Field(ge=2, le=64)] = 8
+
+    @model_validator(mode="after")
+    def _says_nothing_without_effect(self) -> Feature:
+        for key, kind in (("transform", "numeric"), ("max_values", "multi")):
+            if self.kind != kind and getattr(self, key) != Feature.model_fields[key].default:
+                raise ValueError(f"{self.name} is {self.kind}: {key} is for kind {kind} alone")
+        return self
+
+
+def list_names(features: Sequence[Feature]) -> list[str]:
+    """Return the names of the features whose columns hold lists."""
+    return [feature.name for feature in features if feature.kind == "multi"]
+
+
+class ItemFeature(Feature):
     """A declared column of `items`."""
 
-    name: Identifier
-    kind: Literal["categorical", "numeric"]
-    transform: Literal["none", "log1p"] = "none"
 
-
-class UserFeature(Section):
+class UserFeature(Feature):
     """A declared column of `users`."""
-
-    name: Identifier
-    kind: Literal["categorical", "numeric"]
-    transform: Literal["none", "log1p"] = "none"
 
 
 class ItemStatistic(Section):
-    """A numeric item feature derived from the events before the request time (within `window_days`, if given)."""
+    """A numeric item feature derived from the events before the request time (within `window_days`, if given).
+
+    `repeat_share` is the share of the item's users with its events on at least two dates.
+    """
 
     name: Identifier
-    kind: Literal["users", "events", "mean_value", "days_since_first", "days_since_last"]
+    kind: Literal["users", "events", "mean_value", "days_since_first", "days_since_last", "repeat_share"]
     window_days: Annotated[int, Field(gt=0)] | None = None
     transform: Literal["none", "log1p"] = "log1p"
 
 
+class EventSignal(Section):
+    """A signal derived for each event of a history, without a column of its own.
+
+    - `below_share`: the event's value lies below `share` of the item's numeric feature or statistic `of`, in the same
+      unit (a video that was skipped).
+    - `repeat`: the same item occurs earlier in the history.
+    - `days_since_same`: how long ago the user's previous event with the same item was.
+    """
+
+    name: Identifier
+    kind: Literal["below_share", "repeat", "days_since_same"]
+    share: Annotated[float, Field(gt=0)] | None = None
+    of: Identifier | None = None
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> EventSignal:
+        compares = self.kind == "below_share"
+        if compares != (self.share is not None) or compares != (self.of is not None):
+            need = "needs share and of" if compares else "takes neither share nor of"
+            raise ValueError(f"event signal {self.name!r}: kind {self.kind} {need}")
+        return self
+
+
 class HardMatch(Section):
-    """A pair of item fields whose equality is counted: `item_id` or a categorical item feature, on each side."""
+    """A pair of item fields whose equality is counted: `item_id` or an item feature of categories, on each side.
+
+    A pair may be declared several times with different narrowings.
+    """
 
     history: Identifier
     candidate: Identifier
+    # Count only events of at most this age.
+    window_days: Annotated[int, Field(gt=0)] | None = None
+    # Count only events of these actions; empty: of any.
+    actions: list[str] = []
 
 
 class FeaturesConfig(Section):
@@ -145,6 +192,7 @@ class FeaturesConfig(Section):
     item: list[ItemFeature] = []
     item_statistics: list[ItemStatistic] = []
     user: list[UserFeature] = []
+    event_signals: list[EventSignal] = []
     hard_match: list[HardMatch] = []
     # Items with fewer events than this before the first validation request share the unknown id's embedding.
     item_id_min_events: Annotated[int, Field(ge=1)] = 5
@@ -153,13 +201,15 @@ class FeaturesConfig(Section):
     def _names_are_consistent(self) -> FeaturesConfig:
         _require_distinct([*(f.name for f in self.item), *(s.name for s in self.item_statistics)])
         _require_distinct([f.name for f in self.user])
-        fields = ["item_id", *(f.name for f in self.item if f.kind == "categorical")]
-        for pair in self.hard_match:
-            for name in (pair.history, pair.candidate):
-                if name not in fields:
-                    raise ValueError(
-                        f"hard_match names {name!r}, which is none of {fields}{_did_you_mean(name, fields)}"
-                    )
+        _require_distinct([s.name for s in self.event_signals])
+        _require_distinct([_described(pair) for pair in self.hard_match])
+        fields = ["item_id", *(f.name for f in self.item if f.kind != "numeric")]
+        numbers = [*(f.name for f in self.item if f.kind == "numeric"), *(s.name for s in self.item_statistics)]
+        named = [("hard_match", name, fields) for pair in self.hard_match for name in (pair.history, pair.candidate)]
+        named += [("event_signals", s.of, numbers) for s in self.event_signals if s.of is not None]
+        for section, name, known in named:
+            if name not in known:
+                raise ValueError(f"{section} names {name!r}, which is none of {known}{_did_you_mean(name, known)}")
         return self
 
 
@@ -213,6 +263,8 @@ class HistoriesConfig(Section):
     max_events: Annotated[int, Field(gt=0)]
     # How far back `events` is read again each day when it has no change data feed.
     late_window_days: Annotated[int, Field(gt=0)]
+    # Requests leave out older events; the kept histories have them all the same.
+    window_days: Annotated[int, Field(gt=0)] | None = None
 
 
 class CandidatesConfig(Section):
@@ -273,6 +325,8 @@ class GesrConfig(Section):
     attention_heads: Annotated[int, Field(gt=0)]
     time_buckets: Annotated[int, Field(ge=3)]
     match_cap: Annotated[int, Field(gt=0)]
+    # How far apart pairs stand in the table of counts: match_cap + 1, or the published match_cap.
+    match_offset: Literal["padded", "literal"] = "padded"
     match_width: Annotated[int, Field(gt=0)]
     gate_width: Annotated[int, Field(gt=0)]
     # Width of a feature's token in cross attention; 0: without it.
@@ -443,6 +497,12 @@ class Config(Section):
         for execution_only in ("shards_per_wave", "transport", "output_files"):
             sections["scoring"].pop(execution_only)
         return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
+
+
+def _described(pair: HardMatch) -> str:
+    narrowed = [f"window_days {pair.window_days}"] if pair.window_days else []
+    narrowed += [f"actions {sorted(set(pair.actions))}"] if pair.actions else []
+    return " ".join([f"hard_match {pair.history} with {pair.candidate}", *narrowed])
 
 
 def _require_distinct(names: Sequence[str]) -> None:

@@ -19,6 +19,9 @@ DUPLICATE: Final = "duplicate_candidate"
 UNKNOWN_ITEM: Final = "unknown_item"
 NULL_USER: Final = "null_user_id"
 NO_CANDIDATES: Final = "no_candidates"
+# What a multi-valued feature's column may be, and how the types begin that no other feature's may be.
+LIST_TYPES: Final = ("array<string>", "array<bigint>", "array<int>", "array<smallint>", "array<tinyint>")
+NESTED_TYPES: Final = ("array<", "map<", "struct<")
 _FLOATS: Final = ("double", "float")
 _DS: Final = ("string", "date")
 

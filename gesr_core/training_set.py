@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
-from gesr_core.config import Config, FeaturesConfig
+from gesr_core.config import Config, FeaturesConfig, list_names
 from gesr_core.content import json_bytes
 from gesr_core.dates import split_dates
 from gesr_core.io.tables import one_ds, read_input, table_detail, table_version
@@ -68,10 +68,11 @@ def pin_inputs(spark: SparkSession, config: Config, *, ds: str) -> TrainingInput
         InputError: a table or a column is missing, or `impressions` has too few dates.
     """
     tasks = [task.name for task in config.labels.tasks]
+    features = config.features
     wanted: dict[Role, dict[str, Sequence[str]]] = {
         Role.EVENTS: {},
-        Role.ITEMS: {"features": [feature.name for feature in config.features.item]},
-        Role.USERS: {"features": [feature.name for feature in config.features.user]},
+        Role.ITEMS: {"features": [f.name for f in features.item], "lists": list_names(features.item)},
+        Role.USERS: {"features": [f.name for f in features.user], "lists": list_names(features.user)},
         Role.IMPRESSIONS: {"tasks": tasks, "features": [Col.SAMPLING_RATE, Col.EXPOSED]},
     }
     versions = {role: table_version(spark, config.table(role)) for role in _ROLES}
@@ -165,6 +166,8 @@ def _requests(inputs: TrainingInputs, histories: DataFrame, config: Config, ds: 
         one_ds(inputs.tables[Role.IMPRESSIONS], ds),
         histories.where(F.col(Col.DS) == ds).drop(Col.DS),
         users_at(inputs.tables[Role.USERS], ds=ds, features=user_features),
+        ds=ds,
+        history_window_days=config.histories.window_days,
         tasks=[task.name for task in config.labels.tasks],
         user_features=user_features,
     )

@@ -16,6 +16,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from gesr_core.config import Config
 from gesr_core.dates import request_time
+from gesr_core.errors import ConfigurationError
 from gesr_core.names import Col
 from gesr_core.runtime.item_states import load_item_states, resolve_item_states
 from gesr_core.runtime.scorer import ScorerSettings, boundaries
@@ -30,9 +31,11 @@ def scoring_task(config: Config, *, ds: str, checkpoint: Checkpoint, item_states
     """Put together what workers need to score a `ds`; checks the files once, on the driver.
 
     Raises:
-        InputError: the item states are missing or altered, or a task of the configuration is not the checkpoint's.
+        InputError: the item states are missing or altered.
+        ConfigurationError: the tasks or the window of histories that are configured are not the checkpoint's.
     """
     states = load_item_states(item_states)
+    _require_window(config, checkpoint)
     scoring = config.scoring
     return ScoreShards(
         checkpoint=str(checkpoint.path),
@@ -52,6 +55,15 @@ def scoring_task(config: Config, *, ds: str, checkpoint: Checkpoint, item_states
         device=scoring.device,
         threads=scoring.threads_per_worker,
     )
+
+
+def _require_window(config: Config, checkpoint: Checkpoint) -> None:
+    configured, trained = config.histories.window_days, checkpoint.features.history_window_days
+    if configured != trained:
+        raise ConfigurationError(
+            f"histories.window_days is {configured or 'null'}, but checkpoint {checkpoint.checkpoint_id} was trained "
+            f"with {trained or 'null'}: set it back, or train again"
+        )
 
 
 def result_fields(requests: DataFrame, *, tasks: tuple[str, ...]) -> str:
@@ -87,9 +99,8 @@ def score_udf(
 def udf_of(task: ScoreShards, requests: DataFrame) -> Callable[[Column], Column]:
     """Return the UDF of a scoring task for request rows of this schema."""
     # pandas has no null among 64-bit integers: it turns them all into doubles, which lose what is beyond 2^53. The ids
-    # and features of users may be null, and serve as texts just as well.
-    texts = {f.name for f in requests.schema.fields if f.name.startswith("user_") and f.dataType == T.LongType()}
-    types = {f.name: T.StringType() if f.name in texts else f.dataType for f in requests.schema.fields}
+    # and features of users may be null, alone or in a list, and serve as texts just as well.
+    types = {f.name: _as_text(f.dataType) if f.name.startswith("user_") else f.dataType for f in requests.schema.fields}
     schema = to_arrow_schema(T.StructType([T.StructField(name, type_) for name, type_ in types.items()]))
     fields = result_fields(requests, tasks=task.settings.tasks)
 
@@ -101,6 +112,12 @@ def udf_of(task: ScoreShards, requests: DataFrame) -> Callable[[Column], Column]
     # alone, so that a user's later requests would be lost.
     udf = cast("Callable[[Column], Column]", score.asNondeterministic())
     return lambda rows: udf(F.struct(*(rows[name].cast(type_).alias(name) for name, type_ in types.items())))
+
+
+def _as_text(type_: T.DataType) -> T.DataType:
+    if isinstance(type_, T.ArrayType):
+        return T.ArrayType(T.StringType())
+    return T.StringType() if type_ == T.LongType() else type_
 
 
 def score_with_udf(requests: DataFrame, task: ScoreShards) -> DataFrame:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
-from gesr_core.config import Config, FeaturesConfig
+from gesr_core.config import Config, FeaturesConfig, list_names
 from gesr_core.entry import job_config, job_parser, run_job
 from gesr_core.io.session import open_session
 from gesr_core.io.tables import read_input, require_unique, table_detail, table_version
@@ -92,7 +92,9 @@ def _read_items(
     features = FeaturesConfig.model_validate(checkpoint.manifest["inputs"]["configuration"]["features"])
     items_ref, events_ref = config.table(Role.ITEMS), config.table(Role.EVENTS)
     declared = [feature.name for feature in features.item]
-    items = read_input(spark, items_ref, version=pinned[Role.ITEMS.value][1], features=declared)
+    items = read_input(
+        spark, items_ref, version=pinned[Role.ITEMS.value][1], features=declared, lists=list_names(features.item)
+    )
     key = (Col.ITEM_ID, Col.VALID_FROM) if Col.VALID_FROM in items.columns else (Col.ITEM_ID,)
     require_unique(items, key, where=f"items ({items_ref.location})")
     events = read_input(spark, events_ref, version=pinned[Role.EVENTS.value][1])

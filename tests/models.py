@@ -10,19 +10,32 @@ from torch import Tensor, nn
 
 from gesr_core.config import AnyModelConfig, GesrConfig, TarqConfig, TwoTowerConfig
 from gesr_core.model.build import ModelSizes, build_model
+from gesr_core.model.event_signals import EventSignal
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
+from gesr_core.ops.matching import MatchPair
 
 ITEMS, MAX_HISTORY = 12, 6
 SIZES = ModelSizes(
     item_ids=8,
-    item_categories=(4, 3),
+    item_categories=(4, 3, 5),
     item_numerics=2,
-    user_categories=(3,),
+    user_categories=(3, 4),
     user_numerics=1,
     actions=3,
-    match_pairs=((0, 0), (1, 1), (0, 1)),
+    match_pairs=(
+        MatchPair(0, 0),
+        MatchPair(1, 1),
+        MatchPair(0, 1),
+        MatchPair(2, 2),
+        MatchPair(0, 0, max_age_s=4_000_000),
+        MatchPair(0, 2, actions=(1, 2)),
+    ),
     max_history=MAX_HISTORY,
     task_logits=(-2.0, -3.0),
+    item_category_columns=(1, 1, 3),
+    user_category_columns=(1, 2),
+    match_columns=(1, 1, 3),
+    event_signals=(EventSignal("below_share", 0.3, 0), EventSignal("repeat"), EventSignal("days_since_same")),
 )
 TWO_TOWER = TwoTowerConfig(width=8, id_width=8, dropout=0.1, time_buckets=8)
 GESR = GesrConfig(
@@ -43,6 +56,7 @@ CONFIGS: dict[str, AnyModelConfig] = {
     "tarq's teacher": TARQ.model_copy(update={"serves": "teacher"}),
     "tarq's backbone": TARQ.model_copy(update={"serves": "backbone"}),
     "gesr of cross attention": GESR.model_copy(update={"cross_width": 4, "attention_layers": 0}),
+    "gesr of the published offset": GESR.model_copy(update={"match_offset": "literal"}),
 }
 
 
@@ -68,7 +82,7 @@ def random_inputs(lengths: list[int], *, candidates: int = 5, seed: int = 0, pad
     numeric_RF = torch.randn(ITEMS, 2, generator=g, dtype=torch.float64)
     categorical_RC = torch.stack([torch.randint(0, size, (ITEMS,), generator=g) for size in (4, 3)], dim=1)
     match_RM = torch.randint(0, 4, (ITEMS, 2), generator=g, dtype=torch.int32)
-    items = ItemFeatures(torch.randint(0, 8, (ITEMS,), generator=g), categorical_RC, numeric_RF, match_RM)
+    index_R = torch.randint(0, 8, (ITEMS,), generator=g)
     # Drawn at the largest size and cut, so that padding changes nothing but the padding.
     row_BT = torch.randint(-1, ITEMS, (batch, 32), generator=g)[:, :events]
     age_s_BT = (
@@ -76,13 +90,28 @@ def random_inputs(lengths: list[int], *, candidates: int = 5, seed: int = 0, pad
     )
     action_BT = torch.randint(0, 3, (batch, 32), generator=g)[:, :events]
     value_BT = torch.randn(batch, 32, generator=g, dtype=torch.float64)[:, :events]
+    value_BT = torch.where(value_BT < -1, torch.nan, value_BT)
     history = History(
-        row_BT.masked_fill(~valid_BT, -1), age_s_BT * valid_BT, action_BT * valid_BT, value_BT * valid_BT, length_B
+        row_BT.masked_fill(~valid_BT, -1),
+        age_s_BT * valid_BT,
+        action_BT * valid_BT,
+        value_BT.masked_fill(~valid_BT, 0),
+        length_B,
     )
-    user = UserFeatures(
-        torch.randint(0, 3, (batch, 1), generator=g), torch.randn(batch, 1, generator=g, dtype=torch.float64)
+    category_BC, numeric_BF = torch.randint(0, 3, (batch, 1), generator=g), torch.randn(batch, 1, generator=g)
+    candidate_BN = torch.randint(-1, ITEMS, (batch, candidates), generator=g)
+    # Lists of at most 3 and 2 values, and raw values of which some are missing.
+    list_RC, list_BC = torch.randint(0, 5, (ITEMS, 3), generator=g), torch.randint(0, 4, (batch, 2), generator=g)
+    list_RM = torch.randint(0, 4, (ITEMS, 3), generator=g, dtype=torch.int32)
+    raw_RV = torch.randint(0, 4, (ITEMS, 1), generator=g, dtype=torch.float64)
+    return Inputs(
+        ItemFeatures(
+            index_R, torch.cat([categorical_RC, list_RC], 1), numeric_RF, torch.cat([match_RM, list_RM], 1), raw_RV
+        ),
+        history,
+        UserFeatures(torch.cat([category_BC, list_BC], 1), numeric_BF.double()),
+        candidate_BN,
     )
-    return Inputs(items, history, user, torch.randint(-1, ITEMS, (batch, candidates), generator=g))
 
 
 def random_model(config: AnyModelConfig, *, seed: int = 0) -> Any:

@@ -60,7 +60,10 @@ def pin_newest(
     task = scoring_task(config, ds=args.ds, checkpoint=checkpoint, item_states=states)
     device = _device_of_workers(spark, config.scoring.device)
     features = user_features(checkpoint)
-    inputs = read_daily(spark, config, ds=args.ds, user_features=features, without_histories=known is not None)
+    lists = checkpoint.features.user_lists
+    inputs = read_daily(
+        spark, config, ds=args.ds, user_features=features, user_lists=lists, without_histories=known is not None
+    )
     tables = _pin_tables(inputs, ds=args.ds, features=features, known=known)
     _require_item_type(item_type(inputs[Role.CANDIDATES].df, Col.CANDIDATES), states)
     if tables[Role.CANDIDATES.value].digest.startswith("0:"):
@@ -94,7 +97,8 @@ def pin_again(spark: SparkSession, config: Config, ds: str, pins: Pins) -> Pinne
     task = scoring_task(config, ds=ds, checkpoint=checkpoint, item_states=states)
     where = {Role(role): (table.location, table.version) for role, table in pins.inputs.items()}
     features = user_features(checkpoint)
-    inputs = read_daily(spark, config, ds=ds, user_features=features, pinned=where)
+    lists = checkpoint.features.user_lists
+    inputs = read_daily(spark, config, ds=ds, user_features=features, user_lists=lists, pinned=where)
     tables = _pin_tables(inputs, ds=ds, features=features)
     changed = [role for role, table in tables.items() if table != pins.inputs[role]]
     if changed:

@@ -288,6 +288,8 @@ class DailyRun:
             of_wave(inputs[Role.HISTORIES].df),
             users_at(inputs[Role.USERS].df, ds=self.run.ds, features=features),
             shards=scoring.shards,
+            ds=self.run.ds,
+            history_window_days=self.pinned.checkpoint.features.history_window_days,
             max_candidates_per_request=scoring.max_candidates_per_request,
             user_features=features,
         )

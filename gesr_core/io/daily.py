@@ -29,6 +29,7 @@ def read_daily(
     *,
     ds: str,
     user_features: Sequence[str],
+    user_lists: Sequence[str],
     pinned: Mapping[Role, tuple[str, int]] | None = None,
     without_histories: bool = False,
 ) -> dict[Role, InputTable]:
@@ -39,6 +40,7 @@ def read_daily(
         config: the resolved configuration.
         ds: the day.
         user_features: declared columns of `users`.
+        user_lists: those of them that hold lists.
         pinned: what an earlier run read.
         without_histories: leave histories out where none stand at `ds` any more.
 
@@ -47,8 +49,8 @@ def read_daily(
             types of two tables differ.
     """
     tables = {
-        Role.CANDIDATES: _newest_or_pinned(spark, config, Role.CANDIDATES, (), pinned),
-        Role.USERS: _newest_or_pinned(spark, config, Role.USERS, user_features, pinned),
+        Role.CANDIDATES: _newest_or_pinned(spark, config, Role.CANDIDATES, pinned),
+        Role.USERS: _newest_or_pinned(spark, config, Role.USERS, pinned, features=user_features, lists=user_lists),
     }
     candidates = tables[Role.CANDIDATES]
     tables[Role.CANDIDATES] = replace(candidates, df=one_ds(candidates.df, ds).select(Col.USER_ID, Col.CANDIDATES))
@@ -78,12 +80,15 @@ def _newest_or_pinned(
     spark: SparkSession,
     config: Config,
     role: Role,
-    features: Sequence[str],
     pinned: Mapping[Role, tuple[str, int]] | None,
+    *,
+    features: Sequence[str] = (),
+    lists: Sequence[str] = (),
 ) -> InputTable:
     ref = config.table(role)
     version = pinned[role][1] if pinned else table_version(spark, ref)
-    return InputTable(read_input(spark, ref, version=version, features=features), ref.location, version)
+    df = read_input(spark, ref, version=version, features=features, lists=lists)
+    return InputTable(df, ref.location, version)
 
 
 def _histories(

@@ -15,7 +15,7 @@ from pyspark.sql.utils import AnalysisException
 from gesr_core.config import TableRef
 from gesr_core.errors import InputError
 from gesr_core.names import Role
-from gesr_core.schema import InputColumn, input_columns
+from gesr_core.schema import LIST_TYPES, NESTED_TYPES, InputColumn, input_columns
 
 
 def table_exists(spark: SparkSession, ref: TableRef) -> bool:
@@ -91,8 +91,9 @@ def read_input(
     version: int | None = None,
     tasks: Sequence[str] = (),
     features: Sequence[str] = (),
+    lists: Sequence[str] = (),
 ) -> DataFrame:
-    """Return an input table, checked against its contract and the declared features.
+    """Return an input table, checked against its contract and the declared features; `lists` are the multi-valued ones.
 
     Raises:
         InputError: no such table, a missing column (the nearest present one is named) or a column of another type.
@@ -101,6 +102,7 @@ def read_input(
     columns = input_columns(Role(ref.role), tasks=tasks)
     require_columns(df, [*(column.name for column in columns), *features], where=_where(ref))
     require_types(df, columns, where=_where(ref))
+    _require_feature_types(df, features, lists=lists, where=_where(ref))
     return df
 
 
@@ -129,6 +131,18 @@ def require_types(df: DataFrame, columns: Sequence[InputColumn], *, where: str) 
         if found[column.name] not in column.types:
             expected = " or ".join(column.types)
             raise InputError(f"{where}: column {column.name!r} is {found[column.name]}, expected {expected}")
+
+
+def _require_feature_types(df: DataFrame, features: Sequence[str], *, lists: Sequence[str], where: str) -> None:
+    for name in features:
+        found = column_type(df, name)
+        if name in lists and found not in LIST_TYPES:
+            raise InputError(
+                f"{where}: column {name!r} is {found}, but a feature of kind multi is one of {', '.join(LIST_TYPES)}"
+            )
+        if name not in lists and found.startswith(NESTED_TYPES):
+            hint = "; declare it with kind: multi" if found in LIST_TYPES else ""
+            raise InputError(f"{where}: column {name!r} is {found}, but its declared kind has one value a row{hint}")
 
 
 def require_unique(df: DataFrame, keys: Sequence[str], *, where: str) -> None:

@@ -44,20 +44,48 @@ def items_at(items: DataFrame, events: DataFrame, *, ds: str, features: Features
     if not names:
         return catalogue
     known = events.where(before(Col.EVENT_TS, ds)).where(F.col(Col.ITEM_ID).isNotNull())
-    statistics = known.groupBy(Col.ITEM_ID).agg(*_statistics(features.item_statistics, ds=ds))
-    joined = catalogue.join(statistics, on=Col.ITEM_ID, how="left")
+    repeats = [s for s in features.item_statistics if s.kind == "repeat_share"]
+    joined = catalogue.join(_per_item(known, features.item_statistics, ds=ds), on=Col.ITEM_ID, how="left")
+    if repeats:
+        joined = joined.join(_repeat_shares(known, repeats, ds=ds), on=Col.ITEM_ID, how="left")
     counts = [s.name for s in features.item_statistics if s.kind in ("users", "events")]
     return joined.fillna(0.0, subset=counts).select(Col.ITEM_ID, *declared, *names)
 
 
-def _statistics(declared: Sequence[ItemStatistic], *, ds: str) -> list[Column]:
-    return [_statistic(statistic, request_us=request_time_us(ds)).alias(statistic.name) for statistic in declared]
+def _per_item(known: DataFrame, declared: Sequence[ItemStatistic], *, ds: str) -> DataFrame:
+    """Return (item_id, statistics...) of those that one pass over an item's events gives."""
+    columns = [
+        _statistic(statistic, request_us=request_time_us(ds)).alias(statistic.name)
+        for statistic in declared
+        if statistic.kind != "repeat_share"
+    ]
+    return known.groupBy(Col.ITEM_ID).agg(*columns) if columns else known.select(Col.ITEM_ID).distinct()
+
+
+def _repeat_shares(known: DataFrame, declared: Sequence[ItemStatistic], *, ds: str) -> DataFrame:
+    """Return (item_id, shares...): of an item's users in the window, the share with its events on at least two dates.
+
+    Dates are UTC; null where an item has no user in the window. The statistic is ours.
+    """
+    date = F.floor(F.unix_micros(F.col(Col.EVENT_TS)) / F.lit(_DAY_US))
+    spans, shares = [], []
+    for statistic in declared:
+        within = _within(statistic, request_us=request_time_us(ds))
+        spans.append((F.max(F.when(within, date)) - F.min(F.when(within, date))).alias(statistic.name))
+        users, repeaters = F.count(statistic.name), F.count(F.when(F.col(statistic.name) > 0, F.lit(1)))
+        shares.append((repeaters.cast("double") / F.nullif(users, F.lit(0)).cast("double")).alias(statistic.name))
+    of_users = known.where(F.col(Col.USER_ID).isNotNull()).groupBy(Col.ITEM_ID, Col.USER_ID).agg(*spans)
+    return of_users.groupBy(Col.ITEM_ID).agg(*shares)
+
+
+def _within(statistic: ItemStatistic, *, request_us: int) -> Column:
+    if statistic.window_days is None:
+        return F.lit(True)
+    return F.unix_micros(F.col(Col.EVENT_TS)) >= F.lit(request_us - statistic.window_days * _DAY_US)
 
 
 def _statistic(statistic: ItemStatistic, *, request_us: int) -> Column:
-    event_us = F.unix_micros(F.col(Col.EVENT_TS))
-    start_us = request_us - statistic.window_days * _DAY_US if statistic.window_days else None
-    within = F.lit(True) if start_us is None else event_us >= F.lit(start_us)
+    event_us, within = F.unix_micros(F.col(Col.EVENT_TS)), _within(statistic, request_us=request_us)
     if statistic.kind == "users":
         return F.count_distinct(F.when(within, F.col(Col.USER_ID))).cast("double")
     if statistic.kind == "events":

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 
 from pyspark.sql import Column, DataFrame, functions as F
 
+from gesr_core.dates import request_time_us
 from gesr_core.join.items import as_of
 from gesr_core.join.shards import shard_of
 from gesr_core.names import Col, label, user_feature
 from gesr_core.schema import DUPLICATE, NO_CANDIDATES, NULL_ITEM, NULL_USER, rejected_type
+
+_DAY_US = 86_400_000_000
 
 
 def users_at(users: DataFrame, *, ds: str, features: Sequence[str]) -> DataFrame:
@@ -45,6 +48,8 @@ def build_requests(
     users: DataFrame,
     *,
     shards: int,
+    ds: str,
+    history_window_days: int | None,
     max_candidates_per_request: int,
     user_features: Sequence[str],
 ) -> DataFrame:
@@ -55,6 +60,8 @@ def build_requests(
         histories: (user_id, history) as of the same `ds`.
         users: `users_at` of the same `ds`.
         shards: number of shards.
+        ds: the day.
+        history_window_days: older events are left out of the histories; None: none are.
         max_candidates_per_request: a user with more becomes several requests, numbered from 0.
         user_features: declared user features.
 
@@ -68,7 +75,8 @@ def build_requests(
     )
     checked = _reject(per_user.withColumn("_all", F.array_sort("_all")), item_type=item_type)
     sharded = checked.withColumn(Col.SHARD, shard_of(F.col(Col.USER_ID), shards=shards))
-    joined = sharded.join(histories.select(Col.USER_ID, Col.HISTORY), on=Col.USER_ID, how="left")
+    recent = _recent(histories, ds=ds, window_days=history_window_days)
+    joined = sharded.join(recent, on=Col.USER_ID, how="left")
     joined = joined.join(users, on=Col.USER_ID, how="left")
     requests = _cut(joined, max_candidates_per_request)
     requests = with_item_keys(with_history_arrays(requests, item_type=item_type), string_items=item_type == "string")
@@ -80,6 +88,8 @@ def training_requests(
     histories: DataFrame,
     users: DataFrame,
     *,
+    ds: str,
+    history_window_days: int | None,
     tasks: Sequence[str],
     user_features: Sequence[str],
 ) -> DataFrame:
@@ -93,7 +103,8 @@ def training_requests(
     fields = [Col.ITEM_ID, *labels, Col.SAMPLING_RATE, Col.EXPOSED]
     grouped = impressions.groupBy(Col.DS, Col.USER_ID).agg(F.array_sort(F.collect_list(F.struct(*fields))).alias("_i"))
     arrays = [F.col(f"_i.{name}").alias(name if name != Col.ITEM_ID else Col.CANDIDATE_ITEM_ID) for name in fields]
-    joined = grouped.join(histories.select(Col.USER_ID, Col.HISTORY), on=Col.USER_ID, how="left")
+    recent = _recent(histories, ds=ds, window_days=history_window_days)
+    joined = grouped.join(recent, on=Col.USER_ID, how="left")
     joined = joined.join(users, on=Col.USER_ID, how="left")
     wide = with_history_arrays(joined.select("*", *arrays), item_type=item_type)
     string_items = item_type == "string"
@@ -101,6 +112,15 @@ def training_requests(
     kept = [name for name in serving if name not in (Col.SHARD, Col.REQUEST, Col.REJECTED, Col.CANDIDATES_IN)]
     wide = with_item_keys(wide, string_items=string_items)
     return wide.select(Col.DS, *kept, *labels, Col.SAMPLING_RATE, Col.EXPOSED)
+
+
+def _recent(histories: DataFrame, *, ds: str, window_days: int | None) -> DataFrame:
+    """Return (user_id, history) without the events from before the window, which ends at the request time of `ds`."""
+    history = F.col(Col.HISTORY)
+    if window_days is not None:
+        start = F.timestamp_micros(F.lit(request_time_us(ds) - window_days * _DAY_US))
+        history = F.filter(history, lambda event: event[Col.EVENT_TS] >= start).alias(Col.HISTORY)
+    return histories.select(Col.USER_ID, history)
 
 
 def with_history_arrays(df: DataFrame, *, item_type: str) -> DataFrame:

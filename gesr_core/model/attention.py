@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gesr_core.model.towers import EMBEDDING_STD
+from gesr_core.model.embeddings import EMBEDDING_STD
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from gesr_core.config import AnyModelConfig, GesrConfig, TwoTowerConfig
+from gesr_core.model.event_signals import EventSignal
 from gesr_core.model.gesr import Gesr
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
 from gesr_core.model.tarq import LossWeights, Tarq
 from gesr_core.model.two_tower import TwoTower
+from gesr_core.ops.matching import MatchPair
 
 
 class Model(Protocol):
@@ -87,10 +89,15 @@ class ModelSizes:
     user_categories: tuple[int, ...]
     user_numerics: int
     actions: int
-    match_pairs: tuple[tuple[int, int], ...]
+    match_pairs: tuple[MatchPair, ...]
     max_history: int
     # Per task, the logit of its base rate in the training requests.
     task_logits: tuple[float, ...]
+    # Per feature or match field, its columns: 1, or as many as a list of values may hold; empty: 1 each.
+    item_category_columns: tuple[int, ...] = ()
+    user_category_columns: tuple[int, ...] = ()
+    match_columns: tuple[int, ...] = ()
+    event_signals: tuple[EventSignal, ...] = ()
 
 
 def build_model(config: AnyModelConfig, sizes: ModelSizes) -> nn.Module:
@@ -99,7 +106,7 @@ def build_model(config: AnyModelConfig, sizes: ModelSizes) -> nn.Module:
     settings = config.model_dump(exclude={"name"})
     if isinstance(config, GesrConfig):
         return Gesr(**arguments, **settings)
-    for gesr_only in ("match_pairs", "max_history"):
+    for gesr_only in ("match_pairs", "match_columns", "max_history"):
         arguments.pop(gesr_only)
     if isinstance(config, TwoTowerConfig):
         return TwoTower(**arguments, **settings)

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gesr_core.model.embeddings import EMBEDDING_STD
 from gesr_core.model.inputs import History
-from gesr_core.model.towers import EMBEDDING_STD
 
 # Names of what `of_items` gives.
 QUERY, KEYS, VALUES = "cross_query_RHK", "cross_keys_RHFK", "cross_values_RHFK"

@@ -1,36 +1,39 @@
 """GESR: the two towers, and beside them hard matching, target and cross attention, fused by gating (gesr.md 1.2).
 
-Legend: R items, B requests, T history positions, N candidates, P field pairs, M match fields, D model width, A layers,
-H heads, K width per head, S tasks.
+Legend: R items, B requests, T history positions, N candidates, P field pairs, G pairs of one shape, L their sorted
+match ids, D model width, A layers, H heads, K width per head, S tasks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gesr_core.model.cross_attention import KEYS, QUERY, VALUES, CrossAttention, CrossCache
+from gesr_core.model.event_signals import EventSignal
 from gesr_core.model.gating import Gating
 from gesr_core.model.hard_matching import HardMatching
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
 from gesr_core.model.target_attention import AttentionCache, TargetAttention
 from gesr_core.model.towers import EventTokens, ItemTower, TaskDot, UserTower
-from gesr_core.ops.matching import match_counts, sort_matches
+from gesr_core.ops.matching import MatchPair, MatchPlan, match_counts, sort_matches
 
 
 @dataclass(frozen=True)
 class GesrUserState:
     """Once per request: the user vector and its task vectors, sorted match ids, keys and values of the history.
 
-    Without hard matching P is 0; without target attention `attention` is None, without cross attention `cross`.
+    `sorted_BGL` is one tensor for the pairs of each shape: none without hard matching. Without target attention
+    `attention` is None, without cross attention `cross`.
     """
 
     user_BD: Tensor
     user_BSD: Tensor
-    sorted_BPT: Tensor
+    sorted_BGL: tuple[Tensor, ...]
     attention: AttentionCache | None
     cross: CrossCache | None
 
@@ -47,7 +50,7 @@ class Gesr(nn.Module):
         user_categories: Sequence[int],
         user_numerics: int,
         actions: int,
-        match_pairs: Sequence[tuple[int, int]],
+        match_pairs: Sequence[MatchPair | tuple[int, int]],
         max_history: int,
         task_logits: Sequence[float],
         width: int,
@@ -61,10 +64,15 @@ class Gesr(nn.Module):
         gate_width: int,
         cross_width: int,
         cross_heads: int,
+        match_offset: Literal["padded", "literal"] = "padded",
+        item_category_columns: Sequence[int] = (),
+        user_category_columns: Sequence[int] = (),
+        match_columns: Sequence[int] = (),
+        event_signals: Sequence[EventSignal] = (),
     ) -> None:
-        """`match_pairs` are (history field, candidate field) as indices into the match fields."""
+        """`match_pairs` index into the match fields; `..._columns` say how many columns a feature or field has."""
         super().__init__()
-        self.match_pairs, self.match_cap = list(match_pairs), match_cap
+        self.match_plan, self.match_cap = MatchPlan.of(match_pairs, match_columns), match_cap
         self.item_tower = ItemTower(
             ids=item_ids,
             categories=item_categories,
@@ -72,8 +80,9 @@ class Gesr(nn.Module):
             width=width,
             id_width=id_width,
             dropout=dropout,
+            category_columns=item_category_columns,
         )
-        self.events = EventTokens(actions=actions, age_buckets=time_buckets, width=width)
+        self.events = EventTokens(actions=actions, age_buckets=time_buckets, width=width, signals=event_signals)
         self.user_tower = UserTower(
             categories=user_categories,
             numerics=user_numerics,
@@ -81,11 +90,18 @@ class Gesr(nn.Module):
             width=width,
             category_width=id_width // 4,
             dropout=dropout,
+            category_columns=user_category_columns,
         )
         self.primary = TaskDot(width=width, task_logits=task_logits)
         matched_width = 2 * match_width if match_pairs else 0
         self.matching = (
-            HardMatching(pairs=len(match_pairs), cap=match_cap, count_width=match_width, width=matched_width)
+            HardMatching(
+                pairs=len(match_pairs),
+                cap=match_cap,
+                count_width=match_width,
+                width=matched_width,
+                offset=match_offset,
+            )
             if match_pairs
             else None
         )
@@ -121,25 +137,26 @@ class Gesr(nn.Module):
     def encode_items(self, items: ItemFeatures) -> ItemState:
         """Return the state of R items."""
         vector_RD, token_RD = self.item_tower(items)
-        extra = {}
+        extra = self.events.of_items(items)
         if self.cross is not None:
             tower = self.item_tower
             embedded = [tower.ids(items.index_R), *tower.categories.each(items.categorical_RC)]
-            extra = self.cross.of_items(token_RD, embedded, items.numeric_RF)
+            extra |= self.cross.of_items(token_RD, embedded, items.numeric_RF)
         return ItemState(vector_RD, token_RD, items.match_RM, extra)
 
     def encode_user(self, history: History, history_items: ItemState, user: UserFeatures) -> GesrUserState:
         """Return the state of B requests; `history_items` is gathered by `history.row_BT`."""
-        event_BTD = self.events(history, history_items.token_RD)
+        event_BTD = self.events(history, history_items.token_RD, history_items.extra)
         user_BD = self.user_tower(user, history, event_BTD)
-        fields_P = [history_field for history_field, _ in self.match_pairs]
-        sorted_BPT = sort_matches(history_items.match_RM[..., fields_P])
+        sorted_BGL = sort_matches(
+            history_items.match_RM, plan=self.match_plan, age_s_BT=history.age_s_BT, action_BT=history.action_BT
+        )
         cache = self.attention.prefill(history, event_BTD) if self.attention else None
         crossed = None
         if self.cross is not None:
             embedded = [user_BD, *self.user_tower.categories.each(user.categorical_BC)]
             crossed = self.cross.prefill(history, event_BTD, embedded, user.numeric_BF)
-        return GesrUserState(user_BD, self.primary.user(user_BD), sorted_BPT, cache, crossed)
+        return GesrUserState(user_BD, self.primary.user(user_BD), sorted_BGL, cache, crossed)
 
     def score(self, state: GesrUserState, items: ItemState) -> Tensor:
         """Return logits_BNS of candidates whose states are gathered as [B, N, ...]."""
@@ -153,8 +170,7 @@ class Gesr(nn.Module):
         """What each attention module that is switched on says of the pairs, [B, N, its width]."""
         parts = []
         if self.matching is not None:
-            fields_P = [candidate_field for _, candidate_field in self.match_pairs]
-            counts_BNP = match_counts(state.sorted_BPT, items.match_RM[..., fields_P], cap=self.match_cap)
+            counts_BNP = match_counts(state.sorted_BGL, items.match_RM, plan=self.match_plan, cap=self.match_cap)
             parts.append(self.matching(counts_BNP))
         if self.attention is not None and state.attention is not None:
             parts.append(self.attention.extend(state.attention, items.token_RD))

@@ -5,26 +5,37 @@ Legend: B requests, N candidates, P field pairs, K width of one embedded count.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from gesr_core.model.towers import embedding
+from gesr_core.model.embeddings import embedding
 
 
 class HardMatching(nn.Module):
     """T_match = MLP(concat of E(c_p + o_p)) over the pairs p: the paper's formula.
 
-    The stride of the shared table is ours: cap + 1, because a count takes the values 0..cap; with the published stride,
-    cap, the highest count of one pair would share its row with a count of 0 of the next.
+    Two strides of the shared table. `literal` is the published one, cap: the highest count of one pair then shares its
+    row with a count of 0 of the next. `padded` is ours: cap + 1, because a count takes the values 0..cap.
     """
 
     offset_P: Tensor
 
-    def __init__(self, *, pairs: int, cap: int, count_width: int, width: int) -> None:
+    def __init__(
+        self,
+        *,
+        pairs: int,
+        cap: int,
+        count_width: int,
+        width: int,
+        offset: Literal["padded", "literal"] = "padded",
+    ) -> None:
         super().__init__()
-        self.table = embedding(pairs * (cap + 1), count_width)
+        stride, rows = (cap + 1, pairs * (cap + 1)) if offset == "padded" else (cap, pairs * cap + 1)
+        self.table = embedding(rows, count_width)
         self.mix = nn.Sequential(nn.Linear(pairs * count_width, width), nn.SiLU(), nn.Linear(width, width))
-        self.register_buffer("offset_P", torch.arange(pairs) * (cap + 1), persistent=False)
+        self.register_buffer("offset_P", torch.arange(pairs) * stride, persistent=False)
 
     def forward(self, counts_BNP: Tensor) -> Tensor:
         """Return matched [B, N, width] of counts 0..cap."""

@@ -1,7 +1,8 @@
 """What passes between collate, the models and the scorer. Tensors only; knows torch alone.
 
-Legend: R items, B requests, T history positions, N candidates, C categorical features, F numeric features,
-M match fields (the item fields that hard matching compares), D model width.
+Legend: R items, B requests, T history positions, N candidates, C columns of the categorical features (one each; a
+multi-valued one has as many as its lists may hold), F numeric features, M columns of the match fields (the item fields
+that hard matching compares), V raw values that event signals compare with, D model width.
 """
 
 from __future__ import annotations
@@ -19,17 +20,22 @@ class ItemFeatures:
 
     `index_R` and `categorical_RC` are vocabulary indices, 0 = unknown or missing; `numeric_RF` is normalised, missing
     values stand at 0. `match_RM` are ids that are equal exactly when the raw values are; they are comparable within one
-    item table only, and 0 (missing) never matches.
+    item table only, and 0 (missing) never matches. `raw_RV` are numbers as the table has them, 0 where one is missing.
     """
 
     index_R: Tensor
     categorical_RC: Tensor
     numeric_RF: Tensor
     match_RM: Tensor
+    raw_RV: Tensor
 
     def take(self, rows: Tensor) -> ItemFeatures:
         """Select items by row, in the shape of `rows` (all rows valid)."""
-        return ItemFeatures(self.index_R[rows], self.categorical_RC[rows], self.numeric_RF[rows], self.match_RM[rows])
+        return self.map(lambda tensor: tensor[rows])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> ItemFeatures:
+        """Change every tensor."""
+        return ItemFeatures(*(change(tensor) for tensor in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class History:
 
     `row_BT` is the event's item as a row of the item table (-1: padding, or an item that is not in it), `age_s_BT` the
     seconds from the event to the request time (0 at padding), `action_BT` a vocabulary index (0 = unknown or
-    padding), `value_BT` the event's value (0 when missing).
+    padding), `value_BT` the event's value (NaN when missing, 0 at padding).
     """
 
     row_BT: Tensor

@@ -15,8 +15,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from gesr_core.model.embeddings import embedding
 from gesr_core.model.inputs import History
-from gesr_core.model.towers import embedding
 from gesr_core.ops.ages import bucket_ages, log_edges_s
 from gesr_core.ops.target_attention import attend, attend_cached, attend_history, target_mask
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from gesr_core.model.attention import Attention, SeenHistory
 from gesr_core.model.codebook import Codebooks, squared_distances
+from gesr_core.model.event_signals import EventSignal
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
 from gesr_core.model.towers import Categories, EventTokens, ItemTower, mlp
 
@@ -72,13 +73,14 @@ class Towers(nn.Module):
         user_categories: Sequence[int],
         user_numerics: int,
         category_width: int,
+        category_columns: Sequence[int],
         width: int,
         heads: int,
         dropout: float,
         task_logits: Sequence[float],
     ) -> None:
         super().__init__()
-        self.categories = Categories(sizes=user_categories, width=category_width)
+        self.categories = Categories(sizes=user_categories, width=category_width, columns=category_columns)
         self.profile = nn.Linear(self.categories.width_out + user_numerics, width)
         self.history = Attention(width=width, heads=heads)
         self.attended = Attention(width=width, heads=heads)
@@ -152,7 +154,11 @@ class Tarq(nn.Module):
         alignment_temperature: float,
         warm_up_share: float,
         revive: bool,
+        item_category_columns: Sequence[int] = (),
+        user_category_columns: Sequence[int] = (),
+        event_signals: Sequence[EventSignal] = (),
     ) -> None:
+        """`..._columns` say how many columns a feature has."""
         super().__init__()
         self.serves, self.weights, self.temperature = serves, weights, alignment_temperature
         self.warm_up_share, self.revives = warm_up_share, revive
@@ -163,12 +169,14 @@ class Tarq(nn.Module):
             width=width,
             id_width=id_width,
             dropout=dropout,
+            category_columns=item_category_columns,
         )
-        self.events = EventTokens(actions=actions, age_buckets=time_buckets, width=width)
+        self.events = EventTokens(actions=actions, age_buckets=time_buckets, width=width, signals=event_signals)
         self.towers = Towers(
             user_categories=user_categories,
             user_numerics=user_numerics,
             category_width=id_width // 4,
+            category_columns=user_category_columns,
             width=width,
             heads=heads,
             dropout=dropout,
@@ -194,14 +202,14 @@ class Tarq(nn.Module):
         """Return the state of R items: a vector of length 1, the token, and one code per level."""
         vector_RD, token_RD = self.item_tower(items)
         latent_RD = self._latent_of(token_RD)
-        kept = {CODES: self.codebooks.assign(latent_RD)}
+        kept = {CODES: self.codebooks.assign(latent_RD), **self.events.of_items(items)}
         if self.training:
             kept[LATENT] = latent_RD
         return ItemState(F.normalize(vector_RD, dim=-1), token_RD, items.match_RM, kept)
 
     def encode_user(self, history: History, history_items: ItemState, user: UserFeatures) -> TarqUserState:
         """Return the state of B requests; `history_items` is gathered by `history.row_BT`."""
-        event_BTD, valid_BT = self.events(history, history_items.token_RD), history.valid_BT
+        event_BTD, valid_BT = self.events(history, history_items.token_RD, history_items.extra), history.valid_BT
         user_BD, unit_BYD = self.towers.encode(user, event_BTD, valid_BT)
         found_BQSD = None
         if self.serves == "student" and self.codebooks.ready:

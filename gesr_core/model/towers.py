@@ -2,29 +2,21 @@
 
 Papers name the towers but not their layers: everything here but the dot product is ours.
 
-Legend: R items (of any leading shape), B requests, T history positions, N candidates, C categorical features, F numeric
-features, D model width, E concatenated inputs, S tasks.
+Legend: R items (of any leading shape), B requests, T history positions, N candidates, C columns of the categorical
+features, W columns of one of them, F numeric features, D model width, E concatenated inputs, S tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from gesr_core.model.embeddings import embedding
+from gesr_core.model.event_signals import EventSignal, EventSignals
 from gesr_core.model.inputs import History, ItemFeatures, UserFeatures
 from gesr_core.ops.ages import bucket_ages, log_edges_s
-
-# Small, as usual: a default of 1.0 makes an item that is seldom seen as loud as one that is well known.
-EMBEDDING_STD = 0.05
-
-
-def embedding(rows: int, width: int) -> nn.Embedding:
-    """Return a table with small random rows."""
-    table = nn.Embedding(rows, width)
-    nn.init.normal_(table.weight, std=EMBEDDING_STD)
-    return table
 
 
 def mlp(width_in: int, width_hidden: int, width_out: int, *, dropout: float) -> nn.Sequential:
@@ -35,19 +27,26 @@ def mlp(width_in: int, width_hidden: int, width_out: int, *, dropout: float) -> 
 
 
 class Categories(nn.Module):
-    """Categorical features side by side, one table each."""
+    """Categorical features side by side, one table each; a feature of several columns (lists of values) is the mean of
+    its values' embeddings.
 
-    def __init__(self, *, sizes: Sequence[int], width: int) -> None:
+    In a list 0 stands for no value (its end, or a value that training never saw), and a list without any is zeros.
+    """
+
+    def __init__(self, *, sizes: Sequence[int], width: int, columns: Sequence[int] = ()) -> None:
+        """`columns` are the features' numbers of columns; empty: one each."""
         super().__init__()
         self.tables = nn.ModuleList(embedding(size, width) for size in sizes)
+        self.columns = tuple(columns) or (1,) * len(sizes)
         self.width_out = width * len(sizes)
 
     def each(self, categorical_RC: Tensor) -> list[Tensor]:
         """Return the embedding [..., width] of each feature."""
-        return [table(categorical_RC[..., i]) for i, table in enumerate(self.tables)]
+        features = categorical_RC.split(self.columns, dim=-1)
+        return [_embedded(table, index_RW) for table, index_RW in zip(self.tables, features, strict=True)]
 
     def forward(self, categorical_RC: Tensor) -> Tensor:
-        """Return the embeddings [..., C * width] of vocabulary indices [..., C]."""
+        """Return the embeddings [..., features * width] of vocabulary indices [..., C]."""
         embedded = self.each(categorical_RC)
         # The zero-width tensor keeps the leading shape when no category is declared.
         return torch.cat([categorical_RC.new_zeros(*categorical_RC.shape[:-1], 0, dtype=torch.float32), *embedded], -1)
@@ -57,11 +56,19 @@ class ItemTower(nn.Module):
     """An item's features to its vector, and to the token that stands for it in a history and as a candidate."""
 
     def __init__(
-        self, *, ids: int, categories: Sequence[int], numerics: int, width: int, id_width: int, dropout: float
+        self,
+        *,
+        ids: int,
+        categories: Sequence[int],
+        numerics: int,
+        width: int,
+        id_width: int,
+        dropout: float,
+        category_columns: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.ids = embedding(ids, id_width)
-        self.categories = Categories(sizes=categories, width=id_width // 2)
+        self.categories = Categories(sizes=categories, width=id_width // 2, columns=category_columns)
         width_in = id_width + self.categories.width_out + numerics
         self.vector = mlp(width_in, 2 * width, width, dropout=dropout)
         self.token = nn.Linear(width_in, width)
@@ -73,22 +80,32 @@ class ItemTower(nn.Module):
 
 
 class EventTokens(nn.Module):
-    """An event's token: the item's, plus the action's, the value's and the age's."""
+    """An event's token: the item's, plus the action's, the value's, the age's and those of the declared signals."""
 
     edges_s: Tensor
 
-    def __init__(self, *, actions: int, age_buckets: int, width: int) -> None:
+    def __init__(self, *, actions: int, age_buckets: int, width: int, signals: Sequence[EventSignal] = ()) -> None:
         super().__init__()
         self.actions = embedding(actions, width)
         self.ages = embedding(age_buckets, width)
         self.value = nn.Linear(1, width, bias=False)
+        self.signals = EventSignals(signals=signals, age_buckets=age_buckets, width=width)
         self.register_buffer("edges_s", torch.tensor(log_edges_s(age_buckets)), persistent=False)
 
-    def forward(self, history: History, token_BTD: Tensor) -> Tensor:
-        """Return event_BTD; what stands at padding has no meaning."""
-        value_BT = history.value_BT.sign() * history.value_BT.abs().log1p()
+    def of_items(self, items: ItemFeatures) -> dict[str, Tensor]:
+        """Return what `ItemState.extra` must keep of R items for `forward`."""
+        return self.signals.of_items(items)
+
+    def forward(self, history: History, token_BTD: Tensor, kept: Mapping[str, Tensor]) -> Tensor:
+        """Return event_BTD; what stands at padding has no meaning.
+
+        `token_BTD` and `kept` are `token_RD` and `extra` of the items' states, gathered by `history.row_BT`.
+        """
+        value_BT = history.value_BT.nan_to_num(0.0)
+        value_BT = value_BT.sign() * value_BT.abs().log1p()
         age_BTD = self.ages(bucket_ages(history.age_s_BT, self.edges_s))
-        return token_BTD + self.actions(history.action_BT) + age_BTD + self.value(value_BT.unsqueeze(-1))
+        event_BTD = token_BTD + self.actions(history.action_BT) + age_BTD + self.value(value_BT.unsqueeze(-1))
+        return self.signals(event_BTD, history, kept)
 
 
 class HistoryPooling(nn.Module):
@@ -122,9 +139,10 @@ class UserTower(nn.Module):
         width: int,
         category_width: int,
         dropout: float,
+        category_columns: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.categories = Categories(sizes=categories, width=category_width)
+        self.categories = Categories(sizes=categories, width=category_width, columns=category_columns)
         self.pooling = HistoryPooling(age_buckets=age_buckets)
         width_in = self.categories.width_out + numerics + 2 * width + 1
         self.vector = mlp(width_in, 2 * width, width, dropout=dropout)
@@ -152,6 +170,14 @@ class TaskDot(nn.Module):
     def forward(self, user_BSD: Tensor, item_BND: Tensor) -> Tensor:
         """Return logits_BNS."""
         return item_BND @ user_BSD.transpose(1, 2) + self.bias_S
+
+
+def _embedded(table: nn.Module, index_RW: Tensor) -> Tensor:
+    if index_RW.shape[-1] == 1:
+        return table(index_RW.squeeze(-1))
+    known_RW1 = (index_RW != 0).unsqueeze(-1)
+    total_RD = table(index_RW).masked_fill(~known_RW1, 0).sum(-2)
+    return total_RD / known_RW1.sum(-2).clamp_min(1)
 
 
 def _weighted_mean(event_BTD: Tensor, weight_BT: Tensor) -> Tensor:

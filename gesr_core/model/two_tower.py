@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from gesr_core.model.event_signals import EventSignal
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
 from gesr_core.model.towers import EventTokens, ItemTower, TaskDot, UserTower
 
@@ -40,7 +41,11 @@ class TwoTower(nn.Module):
         id_width: int,
         dropout: float,
         time_buckets: int,
+        item_category_columns: Sequence[int] = (),
+        user_category_columns: Sequence[int] = (),
+        event_signals: Sequence[EventSignal] = (),
     ) -> None:
+        """`..._columns` say how many columns a feature has."""
         super().__init__()
         self.item_tower = ItemTower(
             ids=item_ids,
@@ -49,8 +54,9 @@ class TwoTower(nn.Module):
             width=width,
             id_width=id_width,
             dropout=dropout,
+            category_columns=item_category_columns,
         )
-        self.events = EventTokens(actions=actions, age_buckets=time_buckets, width=width)
+        self.events = EventTokens(actions=actions, age_buckets=time_buckets, width=width, signals=event_signals)
         self.user_tower = UserTower(
             categories=user_categories,
             numerics=user_numerics,
@@ -58,17 +64,18 @@ class TwoTower(nn.Module):
             width=width,
             category_width=id_width // 4,
             dropout=dropout,
+            category_columns=user_category_columns,
         )
         self.primary = TaskDot(width=width, task_logits=task_logits)
 
     def encode_items(self, items: ItemFeatures) -> ItemState:
         """Return the state of R items."""
         vector_RD, token_RD = self.item_tower(items)
-        return ItemState(vector_RD, token_RD, items.match_RM)
+        return ItemState(vector_RD, token_RD, items.match_RM, self.events.of_items(items))
 
     def encode_user(self, history: History, history_items: ItemState, user: UserFeatures) -> TwoTowerUserState:
         """Return the state of B requests; `history_items` is gathered by `history.row_BT`."""
-        event_BTD = self.events(history, history_items.token_RD)
+        event_BTD = self.events(history, history_items.token_RD, history_items.extra)
         return TwoTowerUserState(self.primary.user(self.user_tower(user, history, event_BTD)))
 
     def score(self, state: TwoTowerUserState, items: ItemState) -> Tensor:

@@ -84,10 +84,10 @@ def decode(
         history_row_E=history_rows,
         history_age_s_E=(request_time_s - times_s).to(torch.float32),
         history_action_E=_integers(action) + 1,
-        history_value_E=_floats(list_column(batch, Col.HISTORY_VALUE)[1]),
+        history_value_E=_floats(list_column(batch, Col.HISTORY_VALUE)[1], missing=float("nan")),
         candidate_offsets=candidate_offsets,
         candidate_row_P=candidate_rows,
-        extras={name: _floats(list_column(batch, name)[1]) for name in extras},
+        extras={name: _floats(list_column(batch, name)[1], missing=0.0) for name in extras},
     )
 
 
@@ -147,7 +147,8 @@ def _integers(values: pa.Array) -> Tensor:
     return torch.from_numpy(filled.to_numpy(zero_copy_only=False).astype(np.int64))
 
 
-def _floats(values: pa.Array) -> Tensor:
+def _floats(values: pa.Array, *, missing: float) -> Tensor:
+    """As float32; what is null or not finite is `missing`."""
     numbers = pc.cast(values, pa.float32()) if pa.types.is_boolean(values.type) else values
     array = numbers.to_numpy(zero_copy_only=False).astype(np.float32)
-    return torch.from_numpy(np.nan_to_num(array, copy=False, nan=0.0, posinf=0.0, neginf=0.0))
+    return torch.from_numpy(np.nan_to_num(array, copy=False, nan=missing, posinf=missing, neginf=missing))

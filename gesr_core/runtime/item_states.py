@@ -9,7 +9,8 @@
 `<ds>/latest` names the items version that is current, `<ds>/provenance.json` the table versions that it was made from.
 Folders are renamed into place and never changed.
 
-Legend: R items, C categorical features, F numeric features, M match fields, D model width.
+Legend: R items, C columns of categorical features, F numeric features, M columns of match fields, V raw values, D model
+width.
 """
 
 from __future__ import annotations
@@ -223,8 +224,7 @@ def _encode_blocks(features: ItemFeatures, encode: Encode) -> ItemState:
 
 def _no_item(features: ItemFeatures) -> ItemFeatures:
     """One row of zeros: its state has the widths that an empty one needs."""
-    tensors = (features.index_R, features.categorical_RC, features.numeric_RF, features.match_RM)
-    return ItemFeatures(*(t.new_zeros(1, *t.shape[1:]) for t in tensors))
+    return features.map(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]))
 
 
 def _write(path: Path, catalogue: Catalogue, state: ItemState, facts: Mapping[str, Any]) -> None:
@@ -272,6 +272,7 @@ def _inputs(features: ItemFeatures) -> dict[str, Tensor]:
         "index_R": features.index_R,
         "categorical_RC": features.categorical_RC,
         "numeric_RF": features.numeric_RF,
+        "raw_RV": features.raw_RV,
     }
 
 

@@ -27,7 +27,7 @@ from gesr_core.errors import InputError
 from gesr_core.model.build import build_model
 from gesr_core.training.features import FeatureSpace
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, FEATURES, WEIGHTS, LATEST = "manifest.json", "features.json", "model.safetensors", "latest"
 _ID_DIGITS = 16
 

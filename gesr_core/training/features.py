@@ -3,7 +3,8 @@
 Runs anywhere; Arrow and torch, no JVM. Everything fitted is sorted, so that the same rows in another order give the
 same `FeatureSpace`, byte for byte as JSON.
 
-Legend: R items, B requests, C categorical features, F numeric features, M match fields.
+Legend: R items, B requests, C columns of the categorical features (one each; `max_values` of a multi-valued one), F
+numeric features, M columns of the match fields, V raw values that event signals compare with, W columns of one field.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from gesr_core.config import FeaturesConfig
-from gesr_core.errors import InputError
+from gesr_core.config import Feature, FeaturesConfig, HardMatch
+from gesr_core.errors import ConfigurationError, InputError
 from gesr_core.model.build import ModelSizes
+from gesr_core.model.event_signals import EventSignal
 from gesr_core.model.inputs import ItemFeatures, UserFeatures
 from gesr_core.names import Col, user_feature
+from gesr_core.ops.matching import MatchPair
 
 # Ours: a value that far outside what training saw says no more than that it is far outside.
 MAX_NORMALISED = 10.0
@@ -35,20 +38,37 @@ class Encoder(Protocol):
     def name(self) -> str:
         """The feature's name."""
 
+    @property
+    def columns(self) -> int:
+        """How many numbers a row becomes."""
+
     def encode(self, column: pa.Array) -> np.ndarray:
-        """Turn a column into numbers."""
+        """Turn a column of R rows into numbers, [R] or [R, columns]."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A categorical feature's values, as text and sorted; an index is the place plus 1, 0 is unknown or missing."""
+    """A categorical feature's values, as text and sorted; an index is the place plus 1, 0 is unknown or missing.
+
+    With `max_values` the feature is multi-valued: its column holds lists, of which `first_values` are encoded.
+    """
 
     name: str
     values: tuple[str, ...]
+    max_values: int | None = None
+
+    @property
+    def columns(self) -> int:
+        """How many indices a row becomes."""
+        return self.max_values or 1
 
     def encode(self, column: pa.Array) -> np.ndarray:
-        """Return the int64 indices of a column's values."""
-        return _places(_text(column), pa.array(self.values, pa.string())) + 1
+        """Return the int64 indices of a column's values: [R], or [R, max_values] of lists, 0 after their end."""
+        known = pa.array(self.values, pa.string())
+        if self.max_values is None:
+            return _places(_text(column), known) + 1
+        lists = first_values(column, max_values=self.max_values)
+        return lists.spread(_places(_text(lists.values), known) + 1)
 
 
 @dataclass(frozen=True)
@@ -59,6 +79,11 @@ class Normaliser:
     transform: str
     mean: float
     std: float
+
+    @property
+    def columns(self) -> int:
+        """How many numbers a row becomes."""
+        return 1
 
     def encode(self, column: pa.Array) -> np.ndarray:
         """Return the float32 normalised values; missing (null or not finite) stands at 0, the mean."""
@@ -71,7 +96,8 @@ class FeatureSpace:
     """All that turns raw columns into a model's inputs.
 
     `item_ids` are ints (BIGINT ids) or texts (STRING ids). `match_fields` are item columns; `match_pairs` index into
-    them as (history field, candidate field). `task_logits` are the logits of the tasks' base rates.
+    them. `raw_values` are the item columns that event signals compare with. Events older than `history_window_days` are
+    in no history. `task_logits` are the logits of the tasks' base rates.
     """
 
     item_ids: tuple[int, ...] | tuple[str, ...]
@@ -81,10 +107,13 @@ class FeatureSpace:
     user_numerics: tuple[Normaliser, ...]
     actions: tuple[str, ...]
     match_fields: tuple[str, ...]
-    match_pairs: tuple[tuple[int, int], ...]
+    match_pairs: tuple[MatchPair, ...]
     max_history: int
     tasks: tuple[str, ...]
     task_logits: tuple[float, ...]
+    event_signals: tuple[EventSignal, ...] = ()
+    raw_values: tuple[str, ...] = ()
+    history_window_days: int | None = None
 
     @property
     def sizes(self) -> ModelSizes:
@@ -99,7 +128,20 @@ class FeatureSpace:
             match_pairs=self.match_pairs,
             max_history=self.max_history,
             task_logits=self.task_logits,
+            item_category_columns=tuple(v.columns for v in self.item_categories),
+            user_category_columns=tuple(v.columns for v in self.user_categories),
+            match_columns=tuple(self._match_lists.get(name, 1) for name in self.match_fields),
+            event_signals=self.event_signals,
         )
+
+    @property
+    def user_lists(self) -> tuple[str, ...]:
+        """The user features whose column holds lists."""
+        return tuple(v.name for v in self.user_categories if v.max_values)
+
+    @property
+    def _match_lists(self) -> dict[str, int]:
+        return {v.name: v.max_values for v in self.item_categories if v.max_values and v.name in self.match_fields}
 
     def encode_items(self, items: pa.Table) -> ItemFeatures:
         """Encode an item table (item_id, declared features, declared statistics), row by row.
@@ -110,14 +152,16 @@ class FeatureSpace:
         Raises:
             InputError: a declared column is missing.
         """
-        _require(items.column_names, [Col.ITEM_ID, *_names(self.item_categories), *_names(self.item_numerics)])
+        features = [*_names(self.item_categories), *_names(self.item_numerics)]
+        _require(items.column_names, [Col.ITEM_ID, *features])
         ids = items.column(Col.ITEM_ID).combine_chunks()
         index_R = _places(ids, pa.array(self.item_ids, ids.type)) + 1
         return ItemFeatures(
             index_R=torch.from_numpy(index_R),
             categorical_RC=_encoded(self.item_categories, items, rows=len(ids), dtype=np.int64),
             numeric_RF=_encoded(self.item_numerics, items, rows=len(ids), dtype=np.float32),
-            match_RM=match_ids(items, self.match_fields),
+            match_RM=match_ids(items, self.match_fields, lists=self._match_lists),
+            raw_RV=_raw(items, self.raw_values),
         )
 
     def encode_users(self, batch: pa.RecordBatch) -> UserFeatures:
@@ -143,7 +187,7 @@ class FeatureSpace:
         """Read what `to_json` gave."""
 
         def vocabularies(key: str) -> tuple[Vocabulary, ...]:
-            return tuple(Vocabulary(v["name"], tuple(v["values"])) for v in data[key])
+            return tuple(Vocabulary(v["name"], tuple(v["values"]), v["max_values"]) for v in data[key])
 
         return FeatureSpace(
             item_ids=tuple(data["item_ids"]),
@@ -153,10 +197,16 @@ class FeatureSpace:
             user_numerics=tuple(Normaliser(**n) for n in data["user_numerics"]),
             actions=tuple(data["actions"]),
             match_fields=tuple(data["match_fields"]),
-            match_pairs=tuple((int(history), int(candidate)) for history, candidate in data["match_pairs"]),
+            match_pairs=tuple(
+                MatchPair(history, candidate, max_age_s, tuple(actions))
+                for history, candidate, max_age_s, actions in data["match_pairs"]
+            ),
             max_history=int(data["max_history"]),
             tasks=tuple(data["tasks"]),
             task_logits=tuple(data["task_logits"]),
+            event_signals=tuple(EventSignal(*signal) for signal in data["event_signals"]),
+            raw_values=tuple(data["raw_values"]),
+            history_window_days=data["history_window_days"],
         )
 
 
@@ -177,6 +227,7 @@ def fit_feature_space(
     requests: RequestFacts,
     max_history: int,
     task_logits: Mapping[str, float],
+    history_window_days: int | None = None,
 ) -> FeatureSpace:
     """Fit on the training dates.
 
@@ -188,55 +239,114 @@ def fit_feature_space(
         requests: what `fit_requests` found in the training requests.
         max_history: the longest history, in events.
         task_logits: per task, the logit of its base rate.
+        history_window_days: how far back the requests' histories go; None: as far as they are kept.
+
+    Raises:
+        ConfigurationError: a pair of hard matching counts an action that no training history holds.
     """
-    categorical = [f.name for f in features.item if f.kind == "categorical"]
     numeric = [(f.name, f.transform) for f in features.item if f.kind == "numeric"]
     numeric += [(f.name, f.transform) for f in features.item_statistics]
     fields = sorted({name for pair in features.hard_match for name in (pair.history, pair.candidate)})
+    raw_values = sorted({signal.of for signal in features.event_signals if signal.of is not None})
     known = item_events.filter(pc.greater_equal(item_events["events"], features.item_id_min_events))
     return FeatureSpace(
         item_ids=tuple(pc.unique(known[Col.ITEM_ID]).sort().to_pylist()),
-        item_categories=tuple(_vocabulary(name, [items.column(name)]) for name in categorical),
+        item_categories=tuple(_vocabulary(f, [items.column(f.name)]) for f in features.item if f.kind != "numeric"),
         item_numerics=tuple(_normaliser(name, transform, [items.column(name)]) for name, transform in numeric),
         user_categories=requests.user_categories,
         user_numerics=requests.user_numerics,
         actions=requests.actions,
         match_fields=tuple(fields),
-        match_pairs=tuple((fields.index(p.history), fields.index(p.candidate)) for p in features.hard_match),
+        match_pairs=tuple(_match_pair(pair, fields, actions=requests.actions) for pair in features.hard_match),
         max_history=max_history,
         tasks=tuple(task_logits),
         task_logits=tuple(task_logits.values()),
+        event_signals=tuple(
+            EventSignal(s.kind) if s.of is None else EventSignal(s.kind, s.share or 0.0, raw_values.index(s.of))
+            for s in features.event_signals
+        ),
+        raw_values=tuple(raw_values),
+        history_window_days=history_window_days,
     )
 
 
 def fit_requests(batches: Iterable[pa.RecordBatch], features: FeaturesConfig) -> RequestFacts:
     """Fit user features and the actions on training requests; one pass, memory of distinct values and numbers alone."""
-    columns: dict[str, list[pa.Array]] = {user_feature(f.name): [] for f in features.user}
+    columns: dict[str, list[pa.Array]] = {f.name: [] for f in features.user}
     actions: list[pa.Array] = [pa.array([], pa.string())]
     for batch in batches:
         for f in features.user:
             column = batch.column(user_feature(f.name))
-            columns[user_feature(f.name)].append(pc.unique(column) if f.kind == "categorical" else column)
+            columns[f.name].append(column if f.kind == "numeric" else pc.unique(_texts(f, column)))
         actions.append(pc.unique(batch.column(Col.HISTORY_ACTION).flatten()))
-    categorical = [f for f in features.user if f.kind == "categorical"]
     numeric = [f for f in features.user if f.kind == "numeric"]
     return RequestFacts(
-        tuple(_vocabulary(f.name, columns[user_feature(f.name)]) for f in categorical),
-        tuple(_normaliser(f.name, f.transform, columns[user_feature(f.name)]) for f in numeric),
-        _vocabulary(Col.ACTION, actions).values,
+        tuple(_vocabulary_of(f, columns[f.name]) for f in features.user if f.kind != "numeric"),
+        tuple(_normaliser(f.name, f.transform, columns[f.name]) for f in numeric),
+        _sorted_values(actions),
     )
 
 
-def match_ids(items: pa.Table, fields: Sequence[str]) -> Tensor:
-    """Return match_RM (int32): ids that are equal exactly where the values are, over all fields together; null is 0."""
-    columns = [items.column(name).combine_chunks() for name in fields]
+@dataclass(frozen=True)
+class ListValues:
+    """Values of a column of R lists: the list and the place that each of them has, at most `columns` a list."""
+
+    row: np.ndarray
+    place: np.ndarray
+    values: pa.Array
+    rows: int
+    columns: int
+
+    def spread(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the values' numbers as [R, columns], 0 after a list's end."""
+        spread = np.zeros((self.rows, self.columns), dtype=np.int64)
+        spread[self.row, self.place] = numbers
+        return spread
+
+
+def first_values(column: pa.Array | pa.ChunkedArray, *, max_values: int) -> ListValues:
+    """Return the distinct values of each list, at most the first `max_values` in the order of their texts.
+
+    Nulls in a list, a null list and an empty one are nothing. No loop over rows.
+    """
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    values = array.flatten()
+    coded = pc.dictionary_encode(_text(values))
+    # A code in the order of the texts, for the order in which they were met.
+    in_order = np.empty(len(coded.dictionary), dtype=np.int64)
+    in_order[pc.sort_indices(coded.dictionary).to_numpy()] = np.arange(len(coded.dictionary))
+    known = coded.is_valid().to_numpy(zero_copy_only=False)
+    code = in_order[coded.indices.filter(coded.is_valid()).to_numpy()]
+    row = np.repeat(np.arange(len(array)), lengths)[known]
+    width = len(coded.dictionary) + 1
+    distinct, first = np.unique(row * width + code, return_index=True)
+    row = distinct // width
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    kept = place < max_values
+    found = values.take(pa.array(np.flatnonzero(known)[first][kept]))
+    return ListValues(row[kept], place[kept], found, len(array), max_values)
+
+
+def match_ids(items: pa.Table, fields: Sequence[str], *, lists: Mapping[str, int]) -> Tensor:
+    """Return match_RM (int32): ids that are equal exactly where the values are, over all fields together; null is 0.
+
+    A field has one column; a field of `lists` as many as that says, for its `first_values`.
+    """
+    found = {name: first_values(items.column(name), max_values=width) for name, width in lists.items()}
+    columns = [found[name].values if name in found else items.column(name).combine_chunks() for name in fields]
     if len({column.type for column in columns}) > 1:
         columns = [_text(column) for column in columns]
     if not columns:
         return torch.zeros(items.num_rows, 0, dtype=torch.int32)
     # Sorted, so that ids depend on the values alone and not on the order of rows.
     values = pc.unique(pa.chunked_array(columns)).drop_null().sort()
-    return torch.from_numpy(np.stack([_places(column, values) + 1 for column in columns], axis=1)).to(torch.int32)
+    ids = [_places(column, values) + 1 for column in columns]
+    wide = [
+        found[name].spread(number) if name in found else number[:, None]
+        for name, number in zip(fields, ids, strict=True)
+    ]
+    return torch.from_numpy(np.concatenate(wide, axis=1)).to(torch.int32)
 
 
 def transformed(column: pa.Array | pa.ChunkedArray, transform: str) -> np.ndarray:
@@ -247,9 +357,42 @@ def transformed(column: pa.Array | pa.ChunkedArray, transform: str) -> np.ndarra
     return np.sign(finite) * np.log1p(np.abs(finite)) if transform == "log1p" else finite
 
 
-def _vocabulary(name: str, columns: Sequence[pa.Array | pa.ChunkedArray]) -> Vocabulary:
-    distinct = [pc.unique(_text(column)).drop_null() for column in columns]
-    return Vocabulary(name, tuple(sorted({value for array in distinct for value in array.to_pylist()})))
+def _vocabulary(feature: Feature, columns: Sequence[pa.Array | pa.ChunkedArray]) -> Vocabulary:
+    return _vocabulary_of(feature, [_texts(feature, column) for column in columns])
+
+
+def _vocabulary_of(feature: Feature, texts: Sequence[pa.Array | pa.ChunkedArray]) -> Vocabulary:
+    return Vocabulary(feature.name, _sorted_values(texts), feature.max_values if feature.kind == "multi" else None)
+
+
+def _sorted_values(texts: Sequence[pa.Array | pa.ChunkedArray]) -> tuple[str, ...]:
+    distinct = [pc.unique(array).drop_null() for array in texts]
+    return tuple(sorted({value for array in distinct for value in array.to_pylist()}))
+
+
+def _texts(feature: Feature, column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """The values of a categorical or multi-valued column, as texts."""
+    if feature.kind == "multi":
+        column = first_values(column, max_values=feature.max_values).values
+    return _text(column)
+
+
+def _match_pair(pair: HardMatch, fields: Sequence[str], *, actions: Sequence[str]) -> MatchPair:
+    unknown = [action for action in pair.actions if action not in actions]
+    if unknown:
+        raise ConfigurationError(
+            f"features.hard_match counts actions {unknown}, which no training history holds (they hold {list(actions)})"
+        )
+    numbers = tuple(sorted({actions.index(action) + 1 for action in pair.actions}))
+    max_age_s = None if pair.window_days is None else pair.window_days * 86_400
+    return MatchPair(fields.index(pair.history), fields.index(pair.candidate), max_age_s, numbers)
+
+
+def _raw(items: pa.Table, names: Sequence[str]) -> Tensor:
+    raw = np.zeros((items.num_rows, len(names)), dtype=np.float32)
+    for i, name in enumerate(names):
+        raw[:, i] = np.nan_to_num(transformed(items.column(name), "none"))
+    return torch.from_numpy(raw)
 
 
 def _normaliser(name: str, transform: str, columns: Sequence[pa.Array | pa.ChunkedArray]) -> Normaliser:
@@ -269,10 +412,9 @@ def _encoded(
     rows: int,
     dtype: Any,
 ) -> Tensor:
-    encoded = np.empty((rows, len(features)), dtype=dtype)
-    for i, feature in enumerate(features):
-        encoded[:, i] = feature.encode(columns[feature.name])
-    return torch.from_numpy(encoded)
+    parts = [np.empty((rows, 0), dtype=dtype)]
+    parts += [feature.encode(columns[feature.name]).reshape(rows, feature.columns) for feature in features]
+    return torch.from_numpy(np.concatenate(parts, axis=1))
 
 
 def _places(column: pa.Array | pa.ChunkedArray, values: pa.Array) -> np.ndarray:

@@ -115,6 +115,7 @@ def fit_features(data: TrainingSet, config: Config) -> FeatureSpace:
         item_events=data.item_events,
         requests=fit_requests(data.training.batches(), config.features),
         max_history=config.histories.max_events,
+        history_window_days=config.histories.window_days,
         task_logits=base_logits(data.training.batches(), tasks),
     )
 

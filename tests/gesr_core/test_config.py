@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gesr_core.config import PROJECT_ROOT, load_config
+from gesr_core.config import PROJECT_ROOT, FeaturesConfig, load_config
 from gesr_core.errors import ConfigurationError
 from gesr_core.names import Role
 
@@ -60,6 +60,24 @@ def test_all_mistakes_are_named_at_once_with_the_nearest_key() -> None:
         ("scoring.top_k=many", "valid integer"),
         ("models.gesr.attention_heads=3", "width 64 is not a multiple of attention_heads 3"),
         ("features.hard_match=[{history: creator, candidate: item_id}]", "hard_match names 'creator'"),
+        ("features.hard_match=[{history: mean_spend, candidate: item_id}]", "hard_match names 'mean_spend'"),
+        (
+            "features.hard_match=[{history: item_id, candidate: item_id, actions: [b, a]}, "
+            "{history: item_id, candidate: item_id, actions: [a, b]}]",
+            r"declared twice: hard_match item_id with item_id actions \['a', 'b'\]",
+        ),
+        ("features.event_signals=[{name: a, kind: below_share, share: 0.3}]", "needs share and of"),
+        ("features.event_signals=[{name: a, kind: repeat, share: 0.3}]", "takes neither share nor of"),
+        (
+            "features.event_signals=[{name: a, kind: below_share, share: 0.3, of: mean_spent}]",
+            "event_signals names 'mean_spent'.*did you mean 'mean_spend'",
+        ),
+        ("features.event_signals=[{name: a, kind: repeat}, {name: a, kind: repeat}]", "declared twice: a"),
+        ("features.user=[{name: a, kind: multi, transform: log1p}]", "transform is for kind numeric alone"),
+        ("features.user=[{name: a, kind: categorical, max_values: 3}]", "max_values is for kind multi alone"),
+        ("features.user=[{name: a, kind: multi, max_values: 1}]", "greater than or equal to 2"),
+        ("models.gesr.match_offset=publishd", "'padded' or 'literal'"),
+        ("histories.window_days=0", "greater than 0"),
         ("labels.tasks=[{name: a}]", "score_weight 0"),
         ("labels.tasks=[{name: a, score_weight: 1}, {name: a}]", "declared twice: a"),
         ("features.user=[{name: a, kind: numeric}, {name: a, kind: categorical}]", "declared twice: a"),
@@ -95,11 +113,23 @@ def test_yaml_files_cannot_run_code(tmp_path: Path) -> None:
         load_config("evil", conf_dir=tmp_path)
 
 
+def test_a_pair_may_be_declared_several_times_with_different_windows() -> None:
+    pairs = "[{history: item_id, candidate: item_id}, {history: item_id, candidate: item_id, window_days: 7}]"
+    declared = load_config("local", overrides=[f"features.hard_match={pairs}"]).features.hard_match
+    assert [pair.window_days for pair in declared] == [None, 7]
+
+
+def test_declared_features_come_back_from_what_a_checkpoint_says_of_them() -> None:
+    features = load_config("local", overrides=["features.user=[{name: a, kind: multi}]"]).features
+    assert FeaturesConfig.model_validate(features.model_dump(mode="json")) == features
+
+
 @pytest.mark.parametrize(
     ("override", "changes"),
     [
         ("scoring.top_k=7", True),
         ("features.item_id_min_events=9", True),
+        ("histories.window_days=30", True),
         ("scoring.shards_per_wave=3", False),
         ("scoring.transport=pandas_udf", False),
         ("tables.root=/elsewhere/x", False),

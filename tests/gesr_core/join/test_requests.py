@@ -23,13 +23,17 @@ def at(day: int, hour: int = 0) -> dt.datetime:
     return dt.datetime(2024, 3, day, hour, tzinfo=dt.timezone.utc)
 
 
-def requests(spark: SparkSession, candidates: list[Any], *, max_candidates: int = 3) -> dict[Any, list[Any]]:
+def requests(
+    spark: SparkSession, candidates: list[Any], *, max_candidates: int = 3, window_days: int | None = None
+) -> dict[Any, list[Any]]:
     histories = [(1, [(7, at(8), "buy", 2.0), (9, at(9), "view", None)])]
     rows = build_requests(
         spark.createDataFrame(candidates, f"user_id bigint, candidates {CANDIDATE}"),
         spark.createDataFrame(histories, f"user_id bigint, history {EVENT}"),
         spark.createDataFrame([(1, "A")], "user_id bigint, user_age string"),
         shards=4,
+        ds=DS,
+        history_window_days=window_days,
         max_candidates_per_request=max_candidates,
         user_features=["age"],
     )
@@ -78,14 +82,27 @@ def test_what_cannot_be_scored_is_rejected_with_its_reason(spark: SparkSession) 
     assert {user: rows[0]["candidates_in"] for user, rows in found.items()} == {2: 4, 3: 0, 4: 0, None: 1}
 
 
+@pytest.mark.parametrize(("window_days", "kept"), [(None, [7, 9]), (2, [7, 9]), (1, [9])])
+def test_a_window_leaves_older_events_out_of_every_request(
+    spark: SparkSession, window_days: int | None, kept: list[int]
+) -> None:
+    rows = requests(spark, [(1, [(5, "own", 0.1)] * 1), (3, [(5, "own", 0.1)])], window_days=window_days)
+    assert [row["history_item_id"] for row in rows[1]] == [kept]
+    assert [row["history_item_id"] for row in rows[3]] == [[]]
+
+
 def test_training_requests_keep_labels_beside_their_candidates(spark: SparkSession) -> None:
     ids = "ds string, user_id bigint, item_id bigint, shown_ts timestamp"
     columns = f"{ids}, sampling_rate float, exposed boolean, label_a int"
     impressions = [(DS, 1, 8, at(10), 0.5, True, 1), (DS, 1, 3, at(10), 0.25, False, 0)]
     rows = training_requests(
         spark.createDataFrame(impressions, columns),
-        spark.createDataFrame([(1, [(7, at(8), "buy", 2.0)])], f"user_id bigint, history {EVENT}"),
+        spark.createDataFrame(
+            [(1, [(5, at(8), "buy", 1.0), (7, at(9), "buy", 2.0)])], f"user_id bigint, history {EVENT}"
+        ),
         spark.createDataFrame([], "user_id bigint, user_age string"),
+        ds=DS,
+        history_window_days=1,
         tasks=["a"],
         user_features=["age"],
     )
@@ -110,6 +127,8 @@ def test_item_statistics_count_only_what_lay_before_the_request_time(spark: Spar
                 {"name": "price", "kind": "mean_value"},
                 {"name": "age", "kind": "days_since_first"},
                 {"name": "rest", "kind": "days_since_last"},
+                {"name": "loyal", "kind": "repeat_share"},
+                {"name": "loyal_1d", "kind": "repeat_share", "window_days": 1},
             ],
         }
     )
@@ -118,6 +137,9 @@ def test_item_statistics_count_only_what_lay_before_the_request_time(spark: Spar
         (1, 5, at(8), "buy", 0.1),
         (1, 5, at(9), "buy", float("nan")),
         (2, 5, at(9, 12), "buy", 0.2),
+        (4, 5, at(9, 1), "buy", None),
+        (4, 5, at(9, 23), "buy", None),
+        (4, 7, at(8), "buy", None),
         (3, 5, at(10), "buy", 1000.0),
     ]
     rows = items_at(
@@ -129,5 +151,6 @@ def test_item_statistics_count_only_what_lay_before_the_request_time(spark: Spar
         features=features,
     )
     known, unsold = sorted(tuple(row) for row in rows.collect())
-    assert known == (5, "x", 2.0, 4.0, pytest.approx(1.1), 9.0, 0.5)
-    assert unsold == (6, None, 0.0, 0.0, None, None, None)
+    # User 1 was there on three dates, users 2 and 4 on one; within one day nobody on two.
+    assert known == (5, "x", 3.0, 6.0, pytest.approx(1.1), 9.0, pytest.approx(1 / 24), pytest.approx(1 / 3), 0.0)
+    assert unsold == (6, None, 0.0, 0.0, None, None, None, None, None)

@@ -19,3 +19,12 @@ def test_the_count_of_each_pair_reaches_the_output() -> None:
     module = HardMatching(pairs=2, cap=4, count_width=2, width=3)
     outputs = module(torch.tensor([[[0, 0], [1, 0], [0, 1], [4, 4]]]))[0]
     assert len({tuple(row) for row in outputs.tolist()}) == 4
+
+
+def test_the_published_offset_lets_neighbouring_pairs_share_a_row() -> None:
+    module = HardMatching(pairs=3, cap=4, count_width=2, width=2, offset="literal")
+    assert module.offset_P.tolist() == [0, 4, 8]
+    assert module.table.num_embeddings == 13
+    highest = module.table(torch.tensor([4]) + module.offset_P[0])
+    assert torch.equal(highest, module.table(torch.tensor([0]) + module.offset_P[1]))
+    assert module(torch.full((1, 1, 3), 4)).isfinite().all()

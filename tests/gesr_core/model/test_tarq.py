@@ -125,7 +125,8 @@ def test_losses_do_not_count_padding() -> None:
 def test_when_serving_nobody_asks_the_teacher_nor_assigns_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = random_model(TARQ), random_inputs(LENGTHS)
     states = model.encode_items(inputs.items)
-    assert set(states.extra) == {CODES}
+    assert CODES in states.extra
+    assert LATENT not in states.extra
     before = scores(model, inputs)
     for name, parameter in model.named_parameters():
         if name.startswith((*TEACHER, "latent.", "decoder.")):
@@ -141,7 +142,7 @@ def test_the_codes_of_an_item_decide_what_it_is_given() -> None:
     inputs = replace(inputs, candidate_BN=inputs.candidate_BN.clamp_min(0))
     states = model.encode_items(inputs.items)
     state = model.encode_user(inputs.history, states.take(inputs.history.row_BT), inputs.user)
-    other = replace(states, extra={CODES: (states.extra[CODES] + 1) % TARQ.codes})
+    other = replace(states, extra={**states.extra, CODES: (states.extra[CODES] + 1) % TARQ.codes})
     given = [model.score(state, s.take(inputs.candidate_BN)) for s in (states, other)]
     # In an empty history every code finds the same nothing.
     torch.testing.assert_close(given[0][0], given[1][0])

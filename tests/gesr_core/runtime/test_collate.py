@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyarrow as pa
@@ -55,7 +56,10 @@ def test_a_slice_is_decoded_from_its_own_rows() -> None:
     assert jagged.history_row_E.tolist() == [1, 2, -1, 0, -1]  # 9 is unknown, null is missing
     assert jagged.history_age_s_E.tolist() == [50, 30, 90, 70, 60]
     assert jagged.history_action_E.tolist() == [1, 0, 2, 1, 0]
-    assert jagged.history_value_E.tolist() == [5, 0, 0, 3, 0]  # null, NaN and infinity count as missing
+    # null, NaN and infinity count as missing
+    assert [None if math.isnan(value) else value for value in jagged.history_value_E.tolist()] == [
+        5, None, None, 3, None,
+    ]  # fmt: skip
     assert jagged.candidate_row_P.tolist() == [1, 2, -1, -1, 0]
     assert jagged.extras["label_a"].tolist() == [1, 0, 1, 0, 1]
 

@@ -29,11 +29,12 @@ def catalogue(prices: dict[int, float], *, string_ids: bool = False) -> Catalogu
     keys = torch.tensor([i // 5 for i in ids] if string_ids else ids, dtype=torch.int64)
     values = pa.array([f"{i:04d}" for i in ids], pa.string()) if string_ids else None
     numeric_RF = torch.tensor([[prices[i]] for i in ids]).reshape(len(ids), 1)
+    nothing_RC, nothing_RV = torch.zeros(len(ids), 0, dtype=torch.int64), torch.zeros(len(ids), 0)
     index_R, match_RM = torch.tensor(ids, dtype=torch.int64), torch.arange(1, len(ids) + 1, dtype=torch.int32)
     return Catalogue(
         keys,
         values,
-        ItemFeatures(index_R, torch.zeros(len(ids), 0, dtype=torch.int64), numeric_RF, match_RM.unsqueeze(1)),
+        ItemFeatures(index_R, nothing_RC, numeric_RF, match_RM.unsqueeze(1), nothing_RV),
     )
 
 

@@ -10,22 +10,27 @@ import torch
 
 from gesr_core.errors import InputError
 from gesr_core.model.build import build_model
+from gesr_core.model.event_signals import EventSignal
+from gesr_core.ops.matching import MatchPair
 from gesr_core.training.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
 from gesr_core.training.features import FeatureSpace, Normaliser, Vocabulary
 from tests.models import GESR
 
 FEATURES = FeatureSpace(
     item_ids=(5, 7, 2**62),
-    item_categories=(Vocabulary("creator", ("a", "b")),),
+    item_categories=(Vocabulary("creator", ("a", "b")), Vocabulary("topics", ("x",), 3)),
     item_numerics=(Normaliser("price", "log1p", 1.5, 0.1),),
     user_categories=(),
     user_numerics=(),
     actions=("buy", "view"),
-    match_fields=("creator", "item_id"),
-    match_pairs=((1, 1), (0, 0)),
+    match_fields=("creator", "item_id", "topics"),
+    match_pairs=(MatchPair(1, 1, 86_400, (1, 2)), MatchPair(0, 0), MatchPair(2, 2)),
     max_history=6,
     tasks=("bought", "liked"),
     task_logits=(-1.0, -2.0),
+    event_signals=(EventSignal("below_share", 0.3, 0), EventSignal("repeat")),
+    raw_values=("price",),
+    history_window_days=90,
 )
 
 

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from hypothesis import given, strategies as st
 
 from gesr_core.config import FeaturesConfig
-from gesr_core.errors import InputError
-from gesr_core.training.features import FeatureSpace, fit_feature_space, fit_requests, match_ids
+from gesr_core.errors import ConfigurationError, InputError
+from gesr_core.model.event_signals import EventSignal
+from gesr_core.ops.matching import MatchPair
+from gesr_core.training.features import (
+    FeatureSpace,
+    Vocabulary,
+    first_values,
+    fit_feature_space,
+    fit_requests,
+    match_ids,
+)
 
 FEATURES = FeaturesConfig.model_validate(
     {
@@ -103,17 +117,134 @@ def test_string_ids_are_numbered_too() -> None:
 
 
 def test_match_ids_are_equal_exactly_where_values_are_over_all_fields() -> None:
-    ids = match_ids(ITEMS, ["creator", "item_id"]).tolist()
+    ids = match_ids(ITEMS, ["creator", "item_id"], lists={}).tolist()
     assert ids == [[1, 2], [0, 3], [2, 4], [1, 5]]  # creator 10 is the item id 10
-    assert match_ids(ITEMS, []).shape == (4, 0)
+    assert match_ids(ITEMS, [], lists={}).shape == (4, 0)
 
 
 def test_match_ids_of_mixed_types_compare_texts() -> None:
     items = ITEMS.set_column(1, "creator", pa.array(["10", None, "x", "20"]))
-    ids = match_ids(items, ["creator", "item_id"])
+    ids = match_ids(items, ["creator", "item_id"], lists={})
     assert ids[0, 0] == ids[0, 1]
     assert ids[3, 0] == ids[1, 1]
     assert len(ids.unique()) == 6
+
+
+TOPICS: list[Any] = [["b", "a", "b", None], [], None, ["c"], ["a", "d", "c", "b"]]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_lists_keep_their_first_distinct_values_in_the_order_of_their_texts(chunked: bool) -> None:
+    # A slice, so that what lies before it must not be read.
+    column = pa.array([["x"], *TOPICS], pa.list_(pa.string()))[1:]
+    found = first_values(pa.chunked_array([column[:2], column[2:]]) if chunked else column, max_values=3)
+    assert (found.rows, found.columns) == (5, 3)
+    assert found.row.tolist() == [0, 0, 3, 4, 4, 4]
+    assert found.place.tolist() == [0, 1, 0, 0, 1, 2]
+    assert found.values.to_pylist() == ["a", "b", "c", "a", "b", "c"]
+
+
+@given(
+    lists=st.lists(st.none() | st.lists(st.none() | st.integers(0, 30), max_size=6), max_size=6),
+    max_values=st.integers(1, 4),
+)
+def test_the_values_of_lists_are_those_that_a_loop_finds(lists: list[Any], max_values: int) -> None:
+    found = first_values(pa.array(lists, pa.list_(pa.int32())), max_values=max_values)
+    expected = []
+    for values in lists:
+        distinct = sorted({value for value in values or [] if value is not None}, key=str)[:max_values]
+        expected.append(distinct + [-1] * (max_values - len(distinct)))
+    numbers = np.array(found.values.to_pylist(), dtype=np.int64)
+    assert (found.spread(numbers + 1) - 1).tolist() == expected
+
+
+RICH = FeaturesConfig.model_validate(
+    {
+        "item": [
+            {"name": "topics", "kind": "multi", "max_values": 2},
+            {"name": "creator", "kind": "categorical"},
+            {"name": "length_s", "kind": "numeric"},
+        ],
+        "user": [{"name": "likes", "kind": "multi", "max_values": 3}, {"name": "height_cm", "kind": "numeric"}],
+        "event_signals": [
+            {"name": "skipped", "kind": "below_share", "share": 0.3, "of": "length_s"},
+            {"name": "again", "kind": "repeat"},
+        ],
+        "hard_match": [
+            {"history": "topics", "candidate": "topics"},
+            {"history": "creator", "candidate": "creator", "window_days": 7, "actions": ["view", "buy"]},
+        ],
+        "item_id_min_events": 1,
+    }
+)
+RICH_ITEMS = pa.table(
+    {
+        "item_id": [10, 20, 30],
+        "topics": pa.array([[7, 5, 7], None, [40, 5, 6]], pa.list_(pa.int64())),
+        "creator": ["5", None, "7"],
+        "length_s": [60.0, None, 30.0],
+    }
+)
+
+
+def fit_rich(items: pa.Table = RICH_ITEMS, *, actions: Sequence[str] = ("buy", "view")) -> FeatureSpace:
+    """Fit lists, signals and narrowed pairs."""
+    likes = pa.array([["x", "y"], [], None], pa.list_(pa.string()))
+    requests = pa.RecordBatch.from_pydict(
+        {"user_likes": likes, "user_height_cm": [1.0, 2.0, 3.0], "history_action": [list(actions), [], []]}
+    )
+    return fit_feature_space(
+        RICH, items=items, item_events=EVENTS, requests=fit_requests([requests], RICH), max_history=4,
+        task_logits={"bought": -3.0}, history_window_days=30,
+    )  # fmt: skip
+
+
+def test_lists_become_as_many_columns_as_they_may_hold() -> None:
+    space = fit_rich()
+    # In the order of texts "40" comes before "5", and 6 is the third.
+    assert space.item_categories[0] == Vocabulary("topics", ("40", "5", "7"), 2)
+    encoded = space.encode_items(RICH_ITEMS)
+    assert encoded.categorical_RC.tolist() == [[2, 3, 1], [0, 0, 0], [1, 2, 2]]
+    assert encoded.raw_RV.tolist() == [[60.0], [0.0], [30.0]]
+    users = pa.RecordBatch.from_pydict(
+        {"user_likes": pa.array([["z", "y"], None], pa.list_(pa.string())), "user_height_cm": [1.0, 2.0]}
+    )
+    assert space.encode_users(users).categorical_BC.tolist() == [[2, 0, 0], [0, 0, 0]]
+    sizes = space.sizes
+    assert (sizes.item_categories, sizes.item_category_columns) == ((4, 3), (2, 1))
+    assert (sizes.user_category_columns, sizes.match_columns) == ((3,), (1, 2))
+    assert space.user_lists == ("likes",)
+
+
+def test_lists_match_element_by_element_also_with_other_fields() -> None:
+    # Fields in order: creator, topics. Topics are integers and creators texts: texts are compared.
+    creator_topics = fit_rich().encode_items(RICH_ITEMS).match_RM.tolist()
+    five, seven, forty = creator_topics[0][0], creator_topics[2][0], creator_topics[2][1]
+    assert creator_topics == [[five, five, seven], [0, 0, 0], [seven, forty, five]]
+    assert len({five, seven, forty, 0}) == 4
+
+
+def test_pairs_are_narrowed_to_days_and_actions() -> None:
+    assert fit_rich().match_pairs == (MatchPair(1, 1), MatchPair(0, 0, 7 * 86_400, (1, 2)))
+    with pytest.raises(ConfigurationError, match=r"actions \['view'\], which no training history holds .*\['buy'\]"):
+        fit_rich(actions=["buy"])
+
+
+def test_signals_name_the_column_that_they_compare_with() -> None:
+    space = fit_rich()
+    assert space.event_signals == (EventSignal("below_share", 0.3, 0), EventSignal("repeat"))
+    assert space.raw_values == ("length_s",)
+
+
+def test_lists_of_texts_are_encoded_as_lists_of_integers_are() -> None:
+    texts = RICH_ITEMS.set_column(1, "topics", RICH_ITEMS["topics"].cast(pa.list_(pa.string())))
+    assert fit_rich(texts).to_json() == fit_rich().to_json()
+    as_texts, as_numbers = fit_rich().encode_items(texts), fit_rich().encode_items(RICH_ITEMS)
+    assert all(torch.equal(a, b) for a, b in zip(vars(as_texts).values(), vars(as_numbers).values(), strict=True))
+
+
+def test_a_rich_feature_space_comes_back_from_json() -> None:
+    assert FeatureSpace.from_json(json.loads(json.dumps(fit_rich().to_json()))) == fit_rich()
 
 
 def test_a_missing_column_is_named() -> None:
