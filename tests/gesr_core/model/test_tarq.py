@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from gesr_core.config import TarqConfig
@@ -42,6 +43,24 @@ def test_a_candidate_sums_what_its_codes_found() -> None:
         for n in range(6):
             expected_D = sum(found_BQSD[b, q, int(codes_BNQ[b, n, q])] for q in range(3))
             torch.testing.assert_close(found_BND[b, n], expected_D)
+
+
+@settings(deadline=None, max_examples=20)
+@given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4), levels=st.integers(1, 3), seed=st.integers(0, 99))
+def test_all_codes_once_a_request_give_what_each_candidates_own_codes_give(
+    lengths: list[int], levels: int, seed: int
+) -> None:
+    model, inputs = random_model(TARQ.model_copy(update={"levels": levels})), random_inputs(lengths, seed=seed)
+    states = model.encode_items(inputs.items)
+    state = model.encode_user(inputs.history, states.take(inputs.history.row_BT), inputs.user)
+    candidates = states.take(inputs.candidate_BN)
+    of_history = states.take(inputs.history.row_BT)
+    events_BTD = model.events(inputs.history, of_history.token_RD, of_history.extra)
+    valid_BT = inputs.history.valid_BT
+    seen = model.student.see(model.student_history(events_BTD, valid_BT), valid_BT)
+    own_BNQD = model.codebooks.vectors(candidates.extra[CODES])
+    plain_BND = model.student.ask(seen, own_BNQD.flatten(1, 2)).unflatten(1, own_BNQD.shape[1:3]).sum(2)
+    torch.testing.assert_close(gathered(state.found_BQSD, candidates.extra[CODES]), plain_BND, rtol=0, atol=1e-9)
 
 
 def test_with_a_code_per_item_and_shared_weights_the_student_finds_what_the_teacher_finds() -> None:
