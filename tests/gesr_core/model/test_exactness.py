@@ -25,9 +25,8 @@ def made(name: str) -> Any:
 def alone(inputs: Inputs, b: int, n: int) -> Inputs:
     """The same request with one candidate, without padding and without the other requests."""
     h, length = inputs.history, int(inputs.history.length_B[b])
-    history = History(
-        *(t[b : b + 1, :length] for t in (h.row_BT, h.age_s_BT, h.action_BT, h.value_BT)), h.length_B[b : b + 1]
-    )
+    row, age_s, action, value = (t[b : b + 1, :length] for t in (h.row_BT, h.age_s_BT, h.action_BT, h.value_BT))
+    history = History(row, age_s, action, value, h.length_B[b : b + 1])
     user = UserFeatures(inputs.user.categorical_BC[b : b + 1], inputs.user.numeric_BF[b : b + 1])
     return replace(inputs, history=history, user=user, candidate_BN=inputs.candidate_BN[b : b + 1, n : n + 1])
 
