@@ -99,8 +99,9 @@ def score_udf(
 def udf_of(task: ScoreShards, requests: DataFrame) -> Callable[[Column], Column]:
     """Return the UDF of a scoring task for request rows of this schema."""
     # pandas has no null among 64-bit integers: it turns them all into doubles, which lose what is beyond 2^53. The ids
-    # and features of users may be null, alone or in a list, and serve as texts just as well.
-    types = {f.name: _as_text(f.dataType) if f.name.startswith("user_") else f.dataType for f in requests.schema.fields}
+    # and features of users may be null, and serve as texts just as well.
+    texts = {f.name for f in requests.schema.fields if f.name.startswith("user_") and f.dataType == T.LongType()}
+    types = {f.name: T.StringType() if f.name in texts else f.dataType for f in requests.schema.fields}
     schema = to_arrow_schema(T.StructType([T.StructField(name, type_) for name, type_ in types.items()]))
     fields = result_fields(requests, tasks=task.settings.tasks)
 
@@ -112,12 +113,6 @@ def udf_of(task: ScoreShards, requests: DataFrame) -> Callable[[Column], Column]
     # alone, so that a user's later requests would be lost.
     udf = cast("Callable[[Column], Column]", score.asNondeterministic())
     return lambda rows: udf(F.struct(*(rows[name].cast(type_).alias(name) for name, type_ in types.items())))
-
-
-def _as_text(type_: T.DataType) -> T.DataType:
-    if isinstance(type_, T.ArrayType):
-        return T.ArrayType(T.StringType())
-    return T.StringType() if type_ == T.LongType() else type_
 
 
 def score_with_udf(requests: DataFrame, task: ScoreShards) -> DataFrame:

@@ -100,6 +100,11 @@ def as_text(rows: Sequence[tuple[Any, ...]], *, user: int, item: int | None) -> 
     return texts
 
 
+def item_topics(item: int) -> list[str | None] | None:
+    """Up to three topics of an item; some have none."""
+    return None if item % 9 == 0 else [None, f"topic {item % 3}", f"topic {item % 5}"][: item % 4]
+
+
 def user_text(user: int) -> str:
     return f"u{user:03d}"
 
@@ -113,21 +118,26 @@ def write_toy_inputs(
 ) -> None:
     """Write events, items, users and candidates."""
     events = toy_events()
-    items: list[tuple[Any, ...]] = [(item, f"class {item % 7}") for item in range(1, ITEMS + 1)]
-    users: list[tuple[Any, ...]] = [(u, "ABC"[u % 3], None if u % 5 == 0 else "115") for u in range(USERS)]
+    items: list[tuple[Any, ...]] = [
+        (item, f"class {item % 7}", item_topics(item), float(item)) for item in range(1, ITEMS + 1)
+    ]
+    users: list[tuple[Any, ...]] = [
+        (u, "ABC"[u % 3], None if u % 5 == 0 else "115", [None, u % 4, 2**60 + u % 3][: u % 4]) for u in range(USERS)
+    ]
     kind = "bigint"
     if string_ids:
         kind = "string"
         events, users = as_text(events, user=0, item=1), as_text(users, user=0, item=None)
-        items = [(item_text(item), name) for item, name in items]
+        items = [(item_text(item), *rest) for item, *rest in items]
         candidates = [
             (ds, user_text(user), [(item_text(item), *rest) for item, *rest in retrieved])
             for ds, user, retrieved in candidates
         ]
     write_rows(spark, config, Role.EVENTS, events, user=kind, item=kind)
     write_rows(spark, config, Role.CANDIDATES, candidates, user=kind, item=kind)
-    write_plain(spark.createDataFrame(items, f"item_id {kind}, product_subclass string"), config, Role.ITEMS)
-    columns = f"user_id {kind}, age_group string, pin_code string"
+    item_columns = f"item_id {kind}, product_subclass string, topics array<string>, price double"
+    write_plain(spark.createDataFrame(items, item_columns), config, Role.ITEMS)
+    columns = f"user_id {kind}, age_group string, pin_code string, likes array<bigint>"
     write_plain(spark.createDataFrame(users, columns), config, Role.USERS)
 
 
@@ -137,6 +147,7 @@ class Toy:
 
     root: Path
     config: Config
+    overrides: tuple[str, ...] = ()
 
     @staticmethod
     def build(
@@ -145,9 +156,10 @@ class Toy:
         *,
         candidates: Sequence[tuple[Any, ...]] | None = None,
         string_ids: bool = False,
+        overrides: Sequence[str] = (),
     ) -> Toy:
-        """Write everything that score_daily needs."""
-        toy = Toy(root, toy_config(root))
+        """Write everything that score_daily needs; `overrides` hold for every job in this world."""
+        toy = Toy(root, toy_config(root, *overrides), tuple(overrides))
         rows = toy_candidates() if candidates is None else candidates
         write_toy_inputs(spark, toy.config, candidates=rows, string_ids=string_ids)
         update_histories.main(toy.args(target=None))
@@ -169,7 +181,7 @@ class Toy:
     ) -> list[str]:
         """The command line of a job in this world."""
         options = ["--ds", ds, "--env", "local"]
-        for override in toy_overrides(self.root, *overrides):
+        for override in toy_overrides(self.root, *self.overrides, *overrides):
             options += ["--set", override]
         options += ["--target", target] if target else []
         options += ["--checkpoint", checkpoint] if checkpoint else []
@@ -181,12 +193,14 @@ def write_toy_checkpoint(config: Config, *, model: str = "gesr", seed: int = 1, 
     numbers = range(1, ITEMS - 5)
     known = [item_text(item) for item in numbers] if string_ids else list(numbers)
     items: dict[str, Any] = {"item_id": known, "product_subclass": [f"class {item % 7}" for item in numbers]}
+    items |= {"topics": [item_topics(item) for item in numbers], "price": [float(item) for item in numbers]}
     for place, statistic in enumerate(config.features.item_statistics):
         items[statistic.name] = [float((item * (place + 3)) % 11) for item in numbers]
     requests = pa.RecordBatch.from_pydict(
         {
             user_feature("age_group"): ["A", "B", "C"],
             user_feature("pin_code"): ["115", None, "221"],
+            user_feature("likes"): [["0", "1"], [], [str(2**60 + 1)]],
             "history_action": pa.array([["buy"], [], ["buy"]], pa.list_(pa.string())),
         }
     )
@@ -197,6 +211,7 @@ def write_toy_checkpoint(config: Config, *, model: str = "gesr", seed: int = 1, 
         requests=fit_requests([requests], config.features),
         max_history=config.histories.max_events,
         task_logits={task.name: -2.0 for task in config.labels.tasks},
+        history_window_days=config.histories.window_days,
     )
     torch.manual_seed(seed)
     network = build_model(config.models[model], space.sizes)

@@ -20,9 +20,17 @@ _DAY_US = 86_400_000_000
 
 
 def users_at(users: DataFrame, *, ds: str, features: Sequence[str]) -> DataFrame:
-    """Return (user_id, user_<feature>...) as of the request time of `ds`."""
+    """Return (user_id, user_<feature>...) as of the request time of `ds`; lists become lists of texts, without nulls.
+
+    Vocabularies are of texts, and neither pandas nor petastorm has a null among 64-bit integers.
+    """
     rows = as_of(users, Col.USER_ID, ds=ds)
-    return rows.select(Col.USER_ID, *(F.col(name).alias(user_feature(name)) for name in features))
+
+    def column(name: str) -> Column:
+        is_list = rows.schema[name].dataType.simpleString().startswith("array<")
+        return F.array_compact(F.col(name).cast("array<string>")) if is_list else F.col(name)
+
+    return rows.select(Col.USER_ID, *(column(name).alias(user_feature(name)) for name in features))
 
 
 def request_columns(*, user_features: Sequence[str], string_items: bool) -> list[str]:

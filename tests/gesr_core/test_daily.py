@@ -72,7 +72,8 @@ def test_rerun_of_a_published_ds_changes_nothing_also_after_appends_and_compacti
     other_day = [("2024-03-11", user, [(1, "own", 0.5)]) for user in range(3)]
     write_rows(spark, toy.config, Role.CANDIDATES, other_day)
     # Nobody asks for candidates of this user.
-    new_user = spark.createDataFrame([(999, "A", "115")], "user_id bigint, age_group string, pin_code string")
+    columns = "user_id bigint, age_group string, pin_code string, likes array<bigint>"
+    new_user = spark.createDataFrame([(999, "A", "115", None)], columns)
     new_user.write.format("delta").mode("append").save(toy.config.table(Role.USERS).location)
     DeltaTable.forPath(spark, toy.config.table(Role.CANDIDATES).location).optimize().executeCompaction()
     score_daily.main(toy.args())

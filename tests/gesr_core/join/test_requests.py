@@ -117,6 +117,15 @@ def test_features_hold_from_their_valid_from_on_and_only_before_the_request_time
     assert [tuple(row) for row in users_at(users, ds=DS, features=["age"]).collect()] == [(1, "new")]
 
 
+@pytest.mark.parametrize("element", ["bigint", "string"])
+def test_a_users_list_becomes_a_list_of_texts_without_nulls(spark: SparkSession, element: str) -> None:
+    numbers: list[Any] = [(1, [2**53 + 1, None, 4]), (2, []), (3, None)]
+    users = spark.createDataFrame(numbers, "user_id bigint, topics array<bigint>")
+    users = users.withColumn("topics", users["topics"].cast(f"array<{element}>"))
+    rows = {row["user_id"]: row["user_topics"] for row in users_at(users, ds=DS, features=["topics"]).collect()}
+    assert rows == {1: ["9007199254740993", "4"], 2: [], 3: None}
+
+
 def test_item_statistics_count_only_what_lay_before_the_request_time(spark: SparkSession) -> None:
     features = FeaturesConfig.model_validate(
         {
