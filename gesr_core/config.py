@@ -327,8 +327,11 @@ class GesrConfig(Section):
     match_cap: Annotated[int, Field(gt=0)]
     # How far apart pairs stand in the table of counts: match_cap + 1, or the published match_cap.
     match_offset: Literal["padded", "literal"] = "padded"
-    match_width: Annotated[int, Field(gt=0)]
+    # Width of an embedded count; 0: without hard matching.
+    match_width: Annotated[int, Field(ge=0)]
     gate_width: Annotated[int, Field(gt=0)]
+    # False: one secondary logit over everything, without gates.
+    gating: bool = True
     # Width of a feature's token in cross attention; 0: without it.
     cross_width: Annotated[int, Field(ge=0)] = 0
     cross_heads: Annotated[int, Field(gt=0)] = 1

@@ -33,6 +33,20 @@ class GatedLogits(nn.Module):
         return self.head(2 * torch.sigmoid(self.gate(input_BNX)) * input_BNX)
 
 
+class PlainLogit(nn.Module):
+    """What stands in for the gating where it is switched off: one secondary logit from all inputs, without gates."""
+
+    def __init__(self, *, width: int, hidden_width: int, tasks: int) -> None:
+        super().__init__()
+        self.head = mlp(width, hidden_width, tasks, dropout=0.0)
+        for parameter in self.head[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, primary_BNS: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """Return logits_BNS; the last of `inputs` holds all the others."""
+        return primary_BNS + self.head(inputs[-1])
+
+
 class Gating(nn.Module):
     """Adds the secondary logits of several inputs to the primary logit."""
 

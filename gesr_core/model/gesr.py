@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gesr_core.model.cross_attention import KEYS, QUERY, VALUES, CrossAttention, CrossCache
 from gesr_core.model.event_signals import EventSignal
-from gesr_core.model.gating import Gating
+from gesr_core.model.gating import Gating, PlainLogit
 from gesr_core.model.hard_matching import HardMatching
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
 from gesr_core.model.target_attention import AttentionCache, TargetAttention
@@ -62,6 +62,7 @@ class Gesr(nn.Module):
         match_cap: int,
         match_width: int,
         gate_width: int,
+        gating: bool,
         cross_width: int,
         cross_heads: int,
         match_offset: Literal["padded", "literal"] = "padded",
@@ -72,7 +73,8 @@ class Gesr(nn.Module):
     ) -> None:
         """`match_pairs` index into the match fields; `..._columns` say how many columns a feature or field has."""
         super().__init__()
-        self.match_plan, self.match_cap = MatchPlan.of(match_pairs, match_columns), match_cap
+        pairs_counted = match_pairs if match_width else ()
+        self.match_plan, self.match_cap = MatchPlan.of(pairs_counted, match_columns), match_cap
         self.item_tower = ItemTower(
             ids=item_ids,
             categories=item_categories,
@@ -102,7 +104,7 @@ class Gesr(nn.Module):
                 width=matched_width,
                 offset=match_offset,
             )
-            if match_pairs
+            if matched_width
             else None
         )
         self.attention = (
@@ -132,7 +134,11 @@ class Gesr(nn.Module):
         attended = [width] * (bool(attention_layers) + bool(cross_width))
         part_widths = [*([matched_width] if matched_width else []), *attended]
         widths = [*part_widths, 3 * width + sum(part_widths)]
-        self.gating = Gating(widths=widths, gate_width=gate_width, tasks=len(task_logits))
+        self.gating: nn.Module = (
+            Gating(widths=widths, gate_width=gate_width, tasks=len(task_logits))
+            if gating
+            else PlainLogit(width=widths[-1], hidden_width=gate_width, tasks=len(task_logits))
+        )
 
     def encode_items(self, items: ItemFeatures) -> ItemState:
         """Return the state of R items."""

@@ -68,6 +68,22 @@ def test_users_and_items_that_training_never_saw_get_finite_scores(model: Any) -
     assert scores(model.float(), to_float(unseen)).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        ("gesr without gating", "gating.alpha_KS"),
+        ("gesr without hard matching", "matching."),
+        ("gesr without attention", "attention."),
+        ("gesr", "cross."),
+        ("gesr of gating alone", "matching."),
+    ],
+)
+def test_what_is_switched_off_has_no_weights(name: str, left_out: str) -> None:
+    everything: Any = build_model(GESR.model_copy(update={"cross_width": 4}), SIZES)
+    assert any(weight.startswith(left_out) for weight in everything.state_dict())
+    assert not any(weight.startswith(left_out) for weight in build_model(CONFIGS[name], SIZES).state_dict())
+
+
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_empty_histories_give_finite_gradients(name: str) -> None:
     model = random_model(CONFIGS[name]).train()
@@ -75,9 +91,10 @@ def test_empty_histories_give_finite_gradients(name: str) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_at_the_start_gesr_is_the_two_tower() -> None:
+@pytest.mark.parametrize("name", [name for name in sorted(CONFIGS) if name.startswith("gesr")])
+def test_at_the_start_gesr_is_the_two_tower(name: str) -> None:
     torch.manual_seed(3)
-    gesr: Any = build_model(GESR, SIZES).double().eval()
+    gesr: Any = build_model(CONFIGS[name], SIZES).double().eval()
     two_tower = random_model(TWO_TOWER)
     gesr.load_state_dict(two_tower.state_dict(), strict=False)
     inputs = random_inputs(LENGTHS)
