@@ -364,7 +364,6 @@ class TarqConfig(Section):
     alignment_weight: Annotated[float, Field(ge=0)] = 1.0
     codebook_weight: Annotated[float, Field(ge=0)] = 1.0
     commitment_weight: Annotated[float, Field(ge=0)] = 0.25
-    autoencoder_weight: Annotated[float, Field(ge=0)] = 1.0
     # 1 in the paper's code: wide vectors then have near one-hot shares.
     alignment_temperature: Annotated[float, Field(gt=0)] = 1.0
     # Share of the training steps before codebooks are initialised from the items' latents.

@@ -6,8 +6,8 @@ codes found. In training alone: a teacher that attends with the item itself, and
 
 The paper's: eq 1-5, the codes, who attends to what, the distillation losses and their stop-gradients, no teacher
 online. Ours, because it is not published: the heads' inputs and forms (MLPs over [u, i, u*i, h, h*i], added to the
-towers' logit), one user vector per task, a learned scale of the cosine, the item autoencoder, when codebooks are
-initialised and revived, all weights but those of 3.4.
+towers' logit), one user vector per task, a learned scale of the cosine, a latent that starts as the item's token, when
+codebooks are initialised and revived, all weights but those of 3.4.
 
 Legend: R items, B requests, T history positions, N candidates, Q levels, S codes per level, D width, Y tasks.
 """
@@ -61,7 +61,6 @@ class LossWeights:
     alignment: float
     codebook: float
     commitment: float
-    autoencoder: float
 
 
 class Towers(nn.Module):
@@ -182,9 +181,11 @@ class Tarq(nn.Module):
             dropout=dropout,
             task_logits=task_logits,
         )
-        # What is quantised is a non-linear projection of the item; the decoder exists for its loss alone.
+        # What is quantised is a non-linear projection of the item's token, and at first the token itself: so codes lie
+        # where the teacher's queries lie.
         self.latent = mlp(width, 2 * width, width, dropout=0.0)
-        self.decoder = mlp(width, 2 * width, width, dropout=0.0)
+        for parameter in self.latent[-1].parameters():
+            nn.init.zeros_(parameter)
         self.codebooks = Codebooks(levels=levels, codes=codes, width=width)
         self.student_history = Attention(width=width, heads=heads)
         self.student = Attention(width=width, heads=heads)
@@ -309,17 +310,11 @@ class Tarq(nn.Module):
         return [(self.weights.reconstruction, reconstruction_BN), (self.weights.alignment, alignment_BN)]
 
     def item_losses(self, candidates: ItemState) -> list[tuple[float, Tensor]]:
-        """Return (weight, loss_BN) of RQ-VAE's losses: codebooks, commitment and the item's reconstruction. Ours."""
-        latent_BND, losses = candidates.extra[LATENT], []
-        decoded_from_BND = latent_BND
-        if self.codebooks.ready:
-            codes_BNQ = candidates.extra[CODES]
-            codebook_BN, commitment_BN = self.codebooks.losses(latent_BND, codes_BNQ)
-            losses = [(self.weights.codebook, codebook_BN), (self.weights.commitment, commitment_BN)]
-            quantised_BND = self.codebooks.vectors(codes_BNQ).sum(-2)
-            decoded_from_BND = latent_BND + (quantised_BND - latent_BND).detach()
-        missed_BND = self.decoder(decoded_from_BND) - candidates.token_RD.detach()
-        return [*losses, (self.weights.autoencoder, missed_BND.square().sum(-1))]
+        """Return (weight, loss_BN) of RQ-VAE's losses, which hold codes and latents together. Ours."""
+        if not self.codebooks.ready:
+            return []
+        codebook_BN, commitment_BN = self.codebooks.losses(candidates.extra[LATENT], candidates.extra[CODES])
+        return [(self.weights.codebook, codebook_BN), (self.weights.commitment, commitment_BN)]
 
     def report(self, items: ItemFeatures) -> dict[str, float]:
         """Return utilization and perplexity of each level over the items given."""
@@ -340,7 +335,8 @@ class Tarq(nn.Module):
     def _latent_of(self, token_RD: Tensor) -> Tensor:
         # Distances of half precision would choose other codes.
         with torch.autocast(token_RD.device.type, enabled=False):
-            return self.latent(token_RD.to(self.codebooks.codes_QSD.dtype))
+            token_RD = token_RD.to(self.codebooks.codes_QSD.dtype)
+            return token_RD + self.latent(token_RD)
 
 
 def gathered(found_BQSD: Tensor, codes_BNQ: Tensor) -> Tensor:

@@ -30,7 +30,13 @@ def looped(attention: Attention, events_TD: Tensor, query_D: Tensor) -> Tensor:
     events_TD = torch.cat([attention.null_D.unsqueeze(0), events_TD])
     keys, values = attention.key(events_TD).chunk(HEADS, 1), attention.value(events_TD).chunk(HEADS, 1)
     heads = zip(attention.query(query_D).chunk(HEADS), keys, values, strict=True)
-    return torch.cat([torch.softmax(k @ q / math.sqrt(len(q)), 0) @ v for q, k, v in heads])
+    return torch.cat([torch.softmax(normed(k) @ normed(q) / math.sqrt(len(q)), 0) @ v for q, k, v in heads])
+
+
+def normed(row: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the last dimension."""
+    centred = row - row.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
 
 
 def test_attention_is_what_a_loop_over_queries_gives() -> None:
@@ -61,3 +67,13 @@ def test_where_there_are_no_events_at_all_every_query_finds_the_null_event() -> 
     seen = attention.see(drawn(3, 0, WIDTH), torch.zeros(3, 0, dtype=torch.bool))
     expected_D = attention.value(attention.null_D)
     torch.testing.assert_close(attention.ask(seen, drawn(1, 2, WIDTH)), expected_D.expand(3, 2, WIDTH))
+
+
+def test_at_first_an_event_is_found_by_what_is_like_it() -> None:
+    torch.manual_seed(0)
+    attention = Attention(width=32, heads=2).double()
+    events_BTD, valid_BT = 0.05 * drawn(1, 10, 32), torch.ones(1, 10, dtype=torch.bool)
+    seen = attention.see(events_BTD, valid_BT)
+    found_BTD = attention.ask(seen, events_BTD)
+    nearest_T = torch.cdist(found_BTD[0], attention.value(events_BTD)[0]).argmin(-1)
+    assert torch.equal(nearest_T, torch.arange(10))

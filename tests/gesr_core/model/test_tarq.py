@@ -148,7 +148,7 @@ def test_when_serving_nobody_asks_the_teacher_nor_assigns_codes(monkeypatch: pyt
     assert LATENT not in states.extra
     before = scores(model, inputs)
     for name, parameter in model.named_parameters():
-        if name.startswith((*TEACHER, "latent.", "decoder.")):
+        if name.startswith((*TEACHER, "latent.")):
             parameter.data.fill_(torch.nan)
     monkeypatch.setattr(model.codebooks, "assign", lambda *_: pytest.fail("codes assigned again"))
     state = model.encode_user(inputs.history, states.take(inputs.history.row_BT), inputs.user)
