@@ -5,8 +5,9 @@ codes of the item codebooks: they look at a history once per request, and a cand
 codes found. In training alone: a teacher that attends with the item itself, and has a logit and a loss of its own.
 
 The paper's: eq 1-5, the codes, who attends to what, the distillation losses and their stop-gradients, no teacher
-online. Ours, because it is not published: the heads' inputs and forms (MLPs over [u, i, u*i, h, h*i], added to the
-towers' logit), one user vector per task, a learned scale of the cosine, a latent that starts as the item's token, when
+online. Ours, because it is not published: the heads' inputs and forms (MLPs over [u, i, u*i, h, h*e], added to the
+towers' logit; e, the echo, is what the item would be found as), one user vector per task, a learned scale of the
+cosine, a latent that starts as the item's token, that student and codes do not move the shared embeddings, when
 codebooks are initialised and revived, all weights but those of 3.4.
 
 Legend: R items, B requests, T history positions, N candidates, Q levels, S codes per level, D width, Y tasks.
@@ -30,7 +31,7 @@ from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeature
 from gesr_core.model.towers import Categories, EventTokens, ItemTower, mlp
 
 # Names of what an item keeps beside its vector and its token; latents are kept while training only.
-CODES, LATENT = "codes_RQ", "latent_RD"
+CODES, ECHO, LATENT = "codes_RQ", "echo_RD", "latent_RD"
 # The released code's: it keeps the logarithms of P / Pbar finite.
 _TINY: Final = 1e-8
 _FIRST_SCALE: Final = 5.0
@@ -104,22 +105,27 @@ class Towers(nn.Module):
 
 
 class FoundLogit(nn.Module):
-    """What is added to the towers' logit because of what was found in the history; nothing at first."""
+    """What is added to the towers' logit because of what was found in the history; nothing at first.
+
+    The echo is the value that an event of this very item has: what was found times the echo tells, from the first step
+    on, whether the item itself was found.
+    """
 
     def __init__(self, *, width: int, head_width: int, tasks: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
+        self.echo_norm = nn.LayerNorm(width)
         self.head = mlp(5 * width, head_width, tasks, dropout=0.0)
         for parameter in self.head[-1].parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, user_BD: Tensor, item_BND: Tensor, found_BND: Tensor) -> Tensor:
+    def forward(self, user_BD: Tensor, item_BND: Tensor, found_BND: Tensor, echo_BND: Tensor) -> Tensor:
         """Return logits_BNY."""
         user_BND = user_BD.unsqueeze(1).expand_as(item_BND)
         # Unit vectors have small elements: the width brings them to the size of the others.
         item_BND = item_BND * item_BND.shape[-1] ** 0.5
         found_BND = self.norm(found_BND)
-        inputs = [user_BND, item_BND, user_BND * item_BND, found_BND, found_BND * item_BND]
+        inputs = [user_BND, item_BND, user_BND * item_BND, found_BND, found_BND * self.echo_norm(echo_BND)]
         return self.head(torch.cat(inputs, dim=-1))
 
 
@@ -200,10 +206,11 @@ class Tarq(nn.Module):
     # The three functions.
 
     def encode_items(self, items: ItemFeatures) -> ItemState:
-        """Return the state of R items: a vector of length 1, the token, and one code per level."""
+        """Return the state of R items: a vector of length 1, the token, one code per level, and the echo."""
         vector_RD, token_RD = self.item_tower(items)
         latent_RD = self._latent_of(token_RD)
-        kept = {CODES: self.codebooks.assign(latent_RD), **self.events.of_items(items)}
+        kept = {CODES: self.codebooks.assign(latent_RD), ECHO: self.student.value(token_RD)}
+        kept |= self.events.of_items(items)
         if self.training:
             kept[LATENT] = latent_RD
         return ItemState(F.normalize(vector_RD, dim=-1), token_RD, items.match_RM, kept)
@@ -214,7 +221,8 @@ class Tarq(nn.Module):
         user_BD, unit_BYD = self.towers.encode(user, event_BTD, valid_BT)
         found_BQSD = None
         if self.serves == "student" and self.codebooks.ready:
-            related_BTD = self.student_history(event_BTD, valid_BT)
+            # Embeddings are the towers' and the teacher's to move: distillation would drown what labels say to them.
+            related_BTD = self.student_history(event_BTD.detach(), valid_BT)
             found_BQSD = self.found(self.student.see(related_BTD, valid_BT))
         teacher = None
         if self.serves == "teacher" or (self.serves == "student" and self.training):
@@ -229,7 +237,7 @@ class Tarq(nn.Module):
         if state.found_BQSD is None:
             return logits_BNY
         found_BND = gathered(state.found_BQSD, items.extra[CODES])
-        return logits_BNY + self.student_logit(state.user_BD, items.vector_RD, found_BND)
+        return logits_BNY + self.student_logit(state.user_BD, items.vector_RD, found_BND, items.extra[ECHO])
 
     # What they are made of.
 
@@ -248,7 +256,8 @@ class Tarq(nn.Module):
     def teachers_logits(self, state: TarqUserState, items: ItemState, taught_BND: Tensor) -> Tensor:
         """Return logits_BNY of the teacher, of the same form as the student's."""
         logits_BNY = self.towers(state.unit_BYD, items.vector_RD)
-        return logits_BNY + self.teacher_logit(state.user_BD, items.vector_RD, taught_BND)
+        echo_BND = self.teacher.value(items.token_RD)
+        return logits_BNY + self.teacher_logit(state.user_BD, items.vector_RD, taught_BND, echo_BND)
 
     # What only training calls: model/build.py, LearnsMore.
 
@@ -335,7 +344,7 @@ class Tarq(nn.Module):
     def _latent_of(self, token_RD: Tensor) -> Tensor:
         # Distances of half precision would choose other codes.
         with torch.autocast(token_RD.device.type, enabled=False):
-            token_RD = token_RD.to(self.codebooks.codes_QSD.dtype)
+            token_RD = token_RD.detach().to(self.codebooks.codes_QSD.dtype)
             return token_RD + self.latent(token_RD)
 
 
