@@ -25,6 +25,15 @@ SMALL = (
     "features.item_id_min_events=1",
     "training={epochs: 2, model: gesr}",
     "models.gesr={width: 8, id_width: 8, attention_layers: 1}",
+    "histories.window_days=21",
+    "features.item=[{name: product_subclass, kind: categorical}, {name: topics, kind: multi}, "
+    "{name: price, kind: numeric}]",
+    "features.item_statistics=[{name: buyers_7d, kind: users, window_days: 7}, "
+    "{name: loyal, kind: repeat_share, transform: none}]",
+    "features.user=[{name: age_group, kind: categorical}, {name: likes, kind: multi}]",
+    "features.event_signals=[{name: cheap, kind: below_share, share: 1.0, of: price}, "
+    "{name: since, kind: days_since_same}]",
+    "features.hard_match=[{history: topics, candidate: topics, window_days: 7, actions: [buy]}]",
 )
 
 

@@ -107,6 +107,10 @@ def test_lists_count_every_pair_of_equal_elements() -> None:
     assert inputs.fast().tolist() == inputs.plain().tolist() == [[[3]]]
 
 
-def test_pairs_of_one_shape_are_counted_together() -> None:
+def test_pairs_of_one_shape_are_counted_together_and_come_in_their_own_order() -> None:
     plan = MatchPlan.of([(0, 0), (1, 1), MatchPair(0, 0, max_age_s=5), (0, 1)], [1, 2])
     assert plan.groups() == [[0, 2], [1], [3]]
+    history = torch.tensor([[[1, 2, 3], [1, 3, 0], [4, 2, 4]]])
+    age_s_BT, action_BT = torch.tensor([[9.0, 4.0, 1.0]]), torch.ones(1, 3, dtype=torch.int64)
+    inputs = Matches(plan, history, torch.tensor([[[1, 2, 3], [9, 4, 0]]]), age_s_BT, action_BT, cap=9)
+    assert inputs.fast().tolist() == inputs.plain().tolist() == [[[2, 4, 1, 0], [0, 1, 0, 1]]]

@@ -233,6 +233,7 @@ def test_pairs_are_narrowed_to_days_and_actions() -> None:
 def test_signals_name_the_column_that_they_compare_with() -> None:
     space = fit_rich()
     assert space.event_signals == (EventSignal("below_share", 0.3, 0), EventSignal("repeat"))
+    assert space.sizes.event_signals == space.event_signals
     assert space.raw_values == ("length_s",)
 
 
