@@ -41,6 +41,11 @@ class TrainingItems:
     features: ItemFeatures
     blocks: Mapping[str, tuple[ItemIndex, int]]
 
+    def of(self, ds: str) -> ItemFeatures:
+        """Return the items as of one date."""
+        index, begin = self.blocks[ds]
+        return self.features.take(torch.arange(begin, begin + len(index.key_R)))
+
 
 @dataclass(frozen=True)
 class Batch:

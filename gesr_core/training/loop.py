@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from gesr_core.model.build import LearnsMore
+from gesr_core.model.inputs import ItemFeatures, ItemState
 from gesr_core.runtime.collate import JaggedRequests
 from gesr_core.training.data import Batch, TrainingItems, decode_window, make_batch, plan_batches, windows
 from gesr_core.training.features import FeatureSpace
@@ -73,11 +75,12 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Where requests come from, and what they refer to."""
+    """Where requests come from, and what they refer to; `newest_items` are those of the newest training date."""
 
     training: RequestReader
     validation: RequestReader
     items: TrainingItems
+    newest_items: ItemFeatures
     features: FeatureSpace
 
 
@@ -97,6 +100,7 @@ def train(model: nn.Module, data: TrainingData, *, settings: TrainingSettings) -
             name = f"epoch {epoch} of {settings.epochs}"
             loss = _train_epoch(model, data, reader=data.training, rule=rule, settings=settings, epoch=epoch, name=name)
             measured = {"epoch": epoch, "loss": loss, **validate(model, data, settings=settings)}
+            measured |= _report(model, data)
             epochs.append(measured)
             seconds.append(time.monotonic() - started)
             log.info("%s: %s (%.0f s)", name, _in_words(measured), seconds[-1])
@@ -116,7 +120,7 @@ def train(model: nn.Module, data: TrainingData, *, settings: TrainingSettings) -
 def _catch_up(model: nn.Module, data: TrainingData, *, settings: TrainingSettings) -> float:
     """Learn the validation requests in one pass, at a smaller rate; return the mean loss."""
     slower = replace(settings, learning_rate=settings.learning_rate * settings.catch_up_rate)
-    rule = _Rule.of(model, slower, requests=data.validation.rows)
+    rule = _Rule.of(model, slower, requests=data.validation.rows, after_the_epochs=True)
     epoch = settings.epochs + 1
     loss = _train_epoch(
         model, data, reader=data.validation, rule=rule, settings=slower, epoch=epoch, name="catching up"
@@ -126,7 +130,12 @@ def _catch_up(model: nn.Module, data: TrainingData, *, settings: TrainingSetting
 
 
 def logits_of(model: Any, batch: Batch, items: TrainingItems) -> Tensor:
-    """Return logits_BNS of a batch; each distinct item row is encoded once."""
+    """Return logits_BNS of a batch."""
+    return model.score(*encode(model, batch, items))
+
+
+def encode(model: Any, batch: Batch, items: TrainingItems) -> tuple[Any, ItemState]:
+    """Return the states of a batch's requests and of its candidates [B, N, ...]; each distinct item is encoded once."""
     history_BT, candidate_BN = batch.requests.history.row_BT, batch.requests.candidate_row_BN
     rows = torch.cat([history_BT.flatten(), candidate_BN.flatten()])
     distinct_U, place = torch.unique(rows.clamp_min(0), return_inverse=True)
@@ -134,8 +143,27 @@ def logits_of(model: Any, batch: Batch, items: TrainingItems) -> Tensor:
     states = model.encode_items(items.features.take(distinct_U))
     history_items = states.take(place[: history_BT.numel()].view_as(history_BT))
     candidates = states.take(place[history_BT.numel() :].view_as(candidate_BN))
-    user_state = model.encode_user(batch.requests.history, history_items, batch.requests.user)
-    return model.score(user_state, candidates)
+    return model.encode_user(batch.requests.history, history_items, batch.requests.user), candidates
+
+
+def loss_of(model: Any, batch: Batch, data: TrainingData, *, settings: TrainingSettings) -> Tensor:
+    """Return the loss of a batch: that of its logits, and what a model that learns more adds to it."""
+
+    def task_loss(logits_BNS: Tensor) -> Tensor:
+        losses_S = task_losses(
+            logits_BNS,
+            batch.labels_BNS,
+            rate_BN=batch.rate_BN,
+            weight_BN=batch.weight_BN(unexposed=settings.unexposed_weight),
+        )
+        return (losses_S * torch.tensor(settings.loss_weights)).sum()
+
+    state, candidates = encode(model, batch, data.items)
+    loss = task_loss(model.score(state, candidates))
+    if isinstance(model, LearnsMore):
+        pairs = max(1.0, float(batch.valid_BN.sum()))
+        loss = loss + model.extra_loss(state, candidates, task_loss=task_loss, valid_BN=batch.valid_BN, pairs=pairs)
+    return loss
 
 
 def rate_share(step: int, *, steps: int) -> float:
@@ -182,7 +210,6 @@ def _train_epoch(
 ) -> float:
     """Take one pass over the reader's requests; return the mean loss per batch."""
     model.train()
-    loss_weight_S = torch.tensor(settings.loss_weights)
     total, batches = 0.0, 0
     with _Progress(name, requests=reader.rows) as progress:
         for number, jagged in enumerate(_decoded(reader, data)):
@@ -196,18 +223,29 @@ def _train_epoch(
                 generator=torch.Generator().manual_seed(seed),
             )
             for select in plan:
-                batch = make_batch(jagged, select, features=data.features)
-                losses_S = task_losses(
-                    logits_of(model, batch, data.items),
-                    batch.labels_BNS,
-                    rate_BN=batch.rate_BN,
-                    weight_BN=batch.weight_BN(unexposed=settings.unexposed_weight),
-                )
-                loss = (losses_S * loss_weight_S).sum()
+                _before_step(model, data, rule=rule, settings=settings)
+                loss = loss_of(model, make_batch(jagged, select, features=data.features), data, settings=settings)
                 rule.step(loss)
                 total, batches = total + loss.item(), batches + 1
                 progress.advance(len(select), loss=total / batches)
     return total / max(1, batches)
+
+
+def _before_step(model: nn.Module, data: TrainingData, *, rule: _Rule, settings: TrainingSettings) -> None:
+    """Let a model that learns more prepare its step, from its own random state: dropout's draws stay as they are."""
+    if isinstance(model, LearnsMore):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed + 15_485_863 * (rule.done + 1))
+            model.before_step(share_done=rule.share_done, items=data.newest_items)
+
+
+def _report(model: nn.Module, data: TrainingData) -> dict[str, float]:
+    """Return what a model that learns more says of itself."""
+    if not isinstance(model, LearnsMore):
+        return {}
+    model.eval()
+    with torch.inference_mode():
+        return model.report(data.newest_items)
 
 
 def _decoded(reader: RequestReader, data: TrainingData) -> Iterator[JaggedRequests]:
@@ -215,31 +253,46 @@ def _decoded(reader: RequestReader, data: TrainingData) -> Iterator[JaggedReques
         yield decode_window(window, items=data.items, features=data.features)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Rule:
-    """How weights follow from gradients: AdamW, whose rate rises and falls over a known number of requests."""
+    """How weights follow from gradients: AdamW, whose rate rises and falls over a known number of steps.
+
+    `done` counts the steps taken; in a pass that comes after the epochs, the share of all steps done is 1.
+    """
 
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    learning_rate: float
+    steps: int
+    after_the_epochs: bool
+    done: int = 0
 
     @staticmethod
-    def of(model: nn.Module, settings: TrainingSettings, *, requests: int) -> _Rule:
+    def of(model: nn.Module, settings: TrainingSettings, *, requests: int, after_the_epochs: bool = False) -> _Rule:
         """Make a fresh one; what is no matrix (biases, norms, gates' weights) does not decay."""
         matrices = [p for p in model.parameters() if p.dim() > 1]
         others = [p for p in model.parameters() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
-        steps = math.ceil(requests / settings.batch_requests)
         return _Rule(
-            optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, steps=steps))
+            optimizer,
+            learning_rate=settings.learning_rate,
+            steps=math.ceil(requests / settings.batch_requests),
+            after_the_epochs=after_the_epochs,
         )
+
+    @property
+    def share_done(self) -> float:
+        """The share of all steps that is done; windows that do not divide by the batch make a few steps more."""
+        return 1.0 if self.after_the_epochs else min(1.0, self.done / self.steps)
 
     def step(self, loss: Tensor) -> None:
         """Take one step down the gradient of `loss`."""
         self.optimizer.zero_grad()
         loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * rate_share(self.done, steps=self.steps)
         self.optimizer.step()
-        self.schedule.step()
+        self.done += 1
 
 
 @contextlib.contextmanager

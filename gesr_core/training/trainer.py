@@ -85,10 +85,7 @@ def train_checkpoint(data: TrainingSet, config: Config, *, model_name: str) -> P
     )  # fmt: skip
     torch.manual_seed(config.training.seed)
     model = build_model(config.models[model_name], features.sizes)
-    items = encode_training_items(data.items, features)
-    result = train(
-        model, TrainingData(data.training, data.validation, items, features), settings=training_settings(config)
-    )
+    result = train(model, training_data(data, features), settings=training_settings(config))
     return save_checkpoint(
         root,
         model_name=model_name,
@@ -139,6 +136,13 @@ def base_logits(batches: Iterable[pa.RecordBatch], tasks: Sequence[str]) -> dict
         weight = pc.if_else(labelled, 1.0, pc.divide(1.0, rates))
         total += pc.sum(pc.if_else(exposed, weight, 0.0)).as_py() or 0.0
     return {task: math.log((count + 1) / (max(total - count, 0) + 1)) for task, count in positives.items()}
+
+
+def training_data(data: TrainingSet, features: FeatureSpace) -> TrainingData:
+    """Return what the loop reads of a training set."""
+    items = encode_training_items(data.items, features)
+    newest_items = items.of(max(data.manifest["train_dates"]))
+    return TrainingData(data.training, data.validation, items, newest_items, features)
 
 
 def training_settings(config: Config) -> TrainingSettings:
