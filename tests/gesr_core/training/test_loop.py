@@ -125,9 +125,9 @@ def test_the_task_loss_of_the_served_logits_is_the_loss(data: TrainingData, conf
         served.append(task_loss(model.score(state, candidates)).item())
         return torch.tensor(100.0)
 
-    alone = loss_of(Alone(model), batch, data, settings=settings).item()
+    alone = loss_of(Alone(model), batch, data, whole=batch, settings=settings).item()
     model.extra_loss = note  # type: ignore[method-assign]
-    assert loss_of(model, batch, data, settings=settings).item() == pytest.approx(alone + 100)
+    assert loss_of(model, batch, data, whole=batch, settings=settings).item() == pytest.approx(alone + 100)
     assert served == [alone]
 
 
