@@ -253,15 +253,14 @@ def loss_of(model: Any, share: Batch, data: TrainingData, *, whole: Batch, setti
     loss_weight_S = torch.tensor(settings.loss_weights, device=data.device)
 
     def task_loss(logits_BNS: Tensor) -> Tensor:
-        with torch.autocast(data.device.type, enabled=False):
-            losses_S = task_losses(
-                logits_BNS.float(),
-                share.labels_BNS,
-                rate_BN=share.rate_BN,
-                weight_BN=share.weight_BN(unexposed=settings.unexposed_weight),
-                divisor=divisor,
-            )
-            return (losses_S * loss_weight_S).sum()
+        losses_S = task_losses(
+            logits_BNS.float(),
+            share.labels_BNS,
+            rate_BN=share.rate_BN,
+            weight_BN=share.weight_BN(unexposed=settings.unexposed_weight),
+            divisor=divisor,
+        )
+        return (losses_S * loss_weight_S).sum()
 
     with torch.autocast(data.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
         state, candidates = encode(model, share, data.items)

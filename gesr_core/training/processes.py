@@ -46,7 +46,7 @@ class Processes:
 
     def share(self, batch: Batch) -> Batch:
         """Return this process's requests of a batch: every count-th, possibly none."""
-        return batch if self.count == 1 else batch.take(torch.arange(self.rank, len(batch.labels_BNS), self.count))
+        return batch if self.count == 1 else batch.take(torch.arange(len(batch.labels_BNS))[self.rank :: self.count])
 
     def add_up(self, parameters: Sequence[nn.Parameter], loss: Tensor | None) -> float:
         """Give every process the sum of the processes' gradients, and return the sum of their losses.

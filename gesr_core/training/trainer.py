@@ -114,7 +114,7 @@ def train_checkpoint(data: TrainingSet, config: Config, *, model_name: str, spar
         return found
     if spark is None or config.training.processes == 1:
         return _train_and_save(data, config, inputs, model_name=model_name, processes=replace(ALONE, device=device))
-    run_in_processes(spark, _train_in_process, data.folder, config, inputs, model_name, training=config.training)
+    run_in_processes(spark, train_in_process, data.folder, config, inputs, model_name, training=config.training)
     trained = find_checkpoint(folder, inputs)
     if trained is None:
         raise GesrError(
@@ -123,8 +123,11 @@ def train_checkpoint(data: TrainingSet, config: Config, *, model_name: str, spar
     return trained
 
 
-def _train_in_process(folder: Path, config: Config, inputs: Mapping[str, Any], model_name: str) -> None:
-    """Train in one of several processes. Returns nothing: they would all write what they return to one file."""
+def train_in_process(folder: Path, config: Config, inputs: Mapping[str, Any], model_name: str) -> None:
+    """Train in one of several processes, which torchrun's environment variables tell apart.
+
+    Returns nothing: TorchDistributor has all processes of a machine write what they return to one file.
+    """
     with process_group(inputs["device"]) as processes:
         if processes.first:
             logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
