@@ -150,21 +150,25 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.spark
 @pytest.mark.slow
+# Four processes load torch, after one another two by two: a minute of a busy machine each.
+@pytest.mark.timeout(900)
 def test_torch_distributor_gives_the_weights_of_one_process_and_the_same_bits_again(
     tmp_path: Path, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The processes import this checkout, not one that is installed.
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    two, again = (train(tmp_path / name, "training.processes=2", spark=spark) for name in ("two", "again"))
+    two, again = (
+        train(tmp_path / name, "training.processes=2", model="two_tower", spark=spark) for name in ("two", "again")
+    )
     assert (two.path / "model.safetensors").read_bytes() == (again.path / "model.safetensors").read_bytes()
     assert two.checkpoint_id == again.checkpoint_id
     assert two.manifest["inputs"]["configuration"]["training"]["processes"] == 2
-    one = train(tmp_path / "one")
+    one = train(tmp_path / "one", model="two_tower")
     assert one.checkpoint_id != two.checkpoint_id
     assert_alike(two, one)
     # It is found again, and nothing is started.
     monkeypatch.setattr("gesr_core.training.trainer.run_in_processes", lambda *_, **__: pytest.fail("trained again"))
-    assert train(tmp_path / "two", "training.processes=2", spark=spark).path == two.path
+    assert train(tmp_path / "two", "training.processes=2", model="two_tower", spark=spark).path == two.path
 
 
 def test_several_processes_without_a_session_are_refused(tmp_path: Path) -> None:
