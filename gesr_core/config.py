@@ -397,7 +397,22 @@ class TrainingConfig(Section):
     # Weight in the loss of the extra negatives that no retrieval proposed.
     unexposed_weight: Annotated[float, Field(ge=0)]
     seed: int
+    # Of each process; 0: all cores, shared among the processes.
     threads: Annotated[int, Field(ge=0)]
+    # bf16: the forward pass in bfloat16 (autocast); losses, weights and validation stay fp32.
+    precision: Literal["fp32", "bf16"]
+    device: Literal["cpu", "cuda", "auto"]
+    # Data-parallel processes, started by Spark's TorchDistributor where there are several.
+    processes: Annotated[int, Field(ge=1)]
+    # None: no MLflow. The tracking URI is MLflow's own default (MLFLOW_TRACKING_URI) where none is given.
+    mlflow_experiment: str | None = None
+    mlflow_tracking_uri: str | None = None
+
+    @model_validator(mode="after")
+    def _a_tracking_uri_has_an_experiment(self) -> TrainingConfig:
+        if self.mlflow_tracking_uri is not None and self.mlflow_experiment is None:
+            raise ValueError("mlflow_tracking_uri is set, but mlflow_experiment, which switches MLflow on, is not")
+        return self
 
 
 class ScoringConfig(Section):

@@ -9,12 +9,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from pyspark.sql import SparkSession
+
 from gesr_core.config import Config
 from gesr_core.entry import job_config, job_parser, run_job
 from gesr_core.errors import ConfigurationError
 from gesr_core.io.session import open_session
-from gesr_core.training.readers import require_petastorm
-from gesr_core.training.trainer import open_training_set, train_checkpoint
+from gesr_core.training.trainer import open_training_set, require_libraries, train_checkpoint
 from gesr_core.training_set import pin_inputs, write_training_set
 
 log = logging.getLogger("train")
@@ -24,10 +25,12 @@ Train one of the configured models on the impressions whose label windows close 
 date validates. Vocabularies and statistics follow from what lay before the validation's request time alone; so do the
 weights that are measured. Then, unless training.catch_up_rate is 0, the best epoch's weights learn the validation date
 too, in one pass at that share of the rate: the metrics in the checkpoint's manifest are those before that pass.
-Run again with the same data and configuration, it finds its checkpoint and trains nothing.
+Run again with the same data and configuration, it finds its checkpoint and trains nothing; a training that was killed
+goes on after its last finished epoch.
 
   train.py --ds 2001-02-21                     the model that training.model names
   train.py --ds 2001-02-21 --model two_tower
+  train.py --ds 2001-02-21 --set training.processes=2 --set training.precision=bf16
 """
 
 
@@ -41,32 +44,36 @@ def main(argv: Sequence[str]) -> None:
     model_name = args.model or config.training.model
     if model_name not in config.models:
         raise ConfigurationError(f"--model {model_name!r} is none of the configured models: {sorted(config.models)}")
-    if config.training.reader == "petastorm":
-        require_petastorm()
-    folder = _training_set(config, ds=args.ds, dry_run=args.dry_run)
-    if folder is not None:
-        # The session is closed: training has the machine to itself.
-        checkpoint = train_checkpoint(
-            open_training_set(folder, reader=config.training.reader), config, model_name=model_name
-        )
-        log.info("checkpoint: %s", checkpoint)
-
-
-def _training_set(config: Config, *, ds: str, dry_run: bool) -> Path | None:
+    require_libraries(config)
     with open_session("train", spark_keys=config.spark) as spark:
-        inputs = pin_inputs(spark, config, ds=ds)
-        log.info(
-            "train on %s, validate on %s; training set %s %s",
-            ", ".join(inputs.train_dates),
-            inputs.validation_date,
-            inputs.folder,
-            "is there" if inputs.exists else "is to be written",
-        )
-        if dry_run:
-            return None
-        if not inputs.exists:
-            write_training_set(inputs, config)
-        return inputs.folder
+        folder = _training_set(spark, config, ds=args.ds, dry_run=args.dry_run)
+        if folder is not None and config.training.processes > 1:
+            # Spark starts the processes: the session stays open.
+            _train(folder, config, model_name=model_name, spark=spark)
+    if folder is not None and config.training.processes == 1:
+        # The session is closed: training has the machine to itself.
+        _train(folder, config, model_name=model_name)
+
+
+def _training_set(spark: SparkSession, config: Config, *, ds: str, dry_run: bool) -> Path | None:
+    inputs = pin_inputs(spark, config, ds=ds)
+    log.info(
+        "train on %s, validate on %s; training set %s %s",
+        ", ".join(inputs.train_dates),
+        inputs.validation_date,
+        inputs.folder,
+        "is there" if inputs.exists else "is to be written",
+    )
+    if dry_run:
+        return None
+    if not inputs.exists:
+        write_training_set(inputs, config)
+    return inputs.folder
+
+
+def _train(folder: Path, config: Config, *, model_name: str, spark: SparkSession | None = None) -> None:
+    data = open_training_set(folder, reader=config.training.reader)
+    log.info("checkpoint: %s", train_checkpoint(data, config, model_name=model_name, spark=spark))
 
 
 if __name__ == "__main__":

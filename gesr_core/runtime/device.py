@@ -10,17 +10,15 @@ import torch
 from gesr_core.errors import ConfigurationError
 
 
-def choose_device(wanted: str) -> torch.device:
-    """Return the device for `cpu`, `cuda` or `auto` (a GPU where torch sees one, else the CPU).
+def choose_device(wanted: str, *, setting: str = "scoring.device") -> torch.device:
+    """Return the device for `cpu`, `cuda` or `auto` (a GPU where torch sees one, else the CPU), as `setting` has it.
 
     Raises:
         ConfigurationError: `cuda` was asked for and torch sees none; nothing falls back to the CPU unasked.
     """
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
-        raise ConfigurationError(
-            "scoring.device is cuda, but torch sees no GPU here; set scoring.device to cpu or auto"
-        )
+        raise ConfigurationError(f"{setting} is cuda, but torch sees no GPU here; set {setting} to cpu or auto")
     return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 

@@ -8,9 +8,9 @@ Legend: R items of all training dates, B requests, N candidates, P pairs of a wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +28,8 @@ from gesr_core.training.features import FeatureSpace
 # Requests of a window that are sorted by shape together: enough to fill batches of one shape, few enough to mix well.
 SORTED_BATCHES: Final = 32
 _SHAPE_STEP: Final = 8
+
+Tensors = TypeVar("Tensors")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,28 @@ class Batch:
     def weight_BN(self, *, unexposed: float) -> Tensor:
         """Return the pairs' weights in the loss: 1, `unexposed` for extra negatives, 0 at padding."""
         return torch.where(self.exposed_BN, 1.0, unexposed) * self.valid_BN
+
+    def take(self, rows: Tensor) -> Batch:
+        """Select requests; the padding stays that of the whole batch."""
+        return map_tensors(self, lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
+        return map_tensors(self, lambda tensor: tensor.to(device))
+
+
+def map_tensors(value: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
+    """Change every tensor in a frozen dataclass of tensors, of such dataclasses and of mappings of them."""
+    made: Any = value
+    if isinstance(value, Tensor):
+        made = change(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        made = type(value)(**{f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)})
+    elif isinstance(value, Mapping):
+        made = {name: map_tensors(part, change) for name, part in value.items()}
+    elif isinstance(value, tuple):
+        made = tuple(map_tensors(part, change) for part in value)
+    return made
 
 
 def sorted_by_key(items: pa.Table) -> pa.Table:

@@ -1,6 +1,7 @@
-"""Train a model: the three functions that serving calls, cross entropy per task, early stopping. Driver only; no JVM.
+"""Train a model: the three functions that serving calls, cross entropy per task, early stopping. No JVM.
 
-The same data, settings, seed and number of threads give the same weights, bit for bit, on one machine's CPU.
+Runs on the driver, or in each of several training processes. The same data, settings, seed, number of threads and of
+processes give the same weights, bit for bit, on one machine's CPU; also when training was killed and resumed.
 
 Legend: B requests, T history positions, N candidates, R rows of the item table, U distinct rows of a batch, S tasks.
 """
@@ -11,31 +12,32 @@ import contextlib
 import copy
 import logging
 import math
-import sys
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from gesr_core.failpoints import reach
 from gesr_core.model.build import LearnsMore
 from gesr_core.model.inputs import ItemFeatures, ItemState
 from gesr_core.runtime.collate import JaggedRequests
-from gesr_core.training.data import Batch, TrainingItems, decode_window, make_batch, plan_batches, windows
+from gesr_core.training.data import Batch, TrainingItems, decode_window, make_batch, map_tensors, plan_batches, windows
 from gesr_core.training.features import FeatureSpace
 from gesr_core.training.measures import Measures, task_losses
+from gesr_core.training.processes import ALONE, Processes
+from gesr_core.training.progress import Progress
 from gesr_core.training.readers import RequestReader
+from gesr_core.training.rule import Rule
+from gesr_core.training.state import StateFolder, TrainingState
 
 log = logging.getLogger("train")
 
 # About 1.5 kB each once decoded: a window stays near 100 MB.
 WINDOW_REQUESTS: Final = 65_536
-WARM_UP_SHARE: Final = 0.05
-FINAL_RATE_SHARE: Final = 0.05
-_LOG_EVERY_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class TrainingSettings:
     weight_decay: float
     seed: int
     threads: int
+    precision: str
     unexposed_weight: float
     loss_weights: tuple[float, ...]
     score_weights: tuple[float, ...]
@@ -83,47 +86,141 @@ class TrainingData:
     newest_items: ItemFeatures
     features: FeatureSpace
 
+    @property
+    def device(self) -> torch.device:
+        """Where the items are, and batches go."""
+        return self.items.features.index_R.device
 
-def train(model: nn.Module, data: TrainingData, *, settings: TrainingSettings) -> TrainingResult:
+    def to(self, device: torch.device) -> TrainingData:
+        """Return the data with its items on `device`."""
+        features, newest_items = map_tensors((self.items.features, self.newest_items), lambda t: t.to(device))
+        return replace(self, items=replace(self.items, features=features), newest_items=newest_items)
+
+
+def train(
+    model: nn.Module,
+    data: TrainingData,
+    *,
+    settings: TrainingSettings,
+    processes: Processes = ALONE,
+    folder: StateFolder | None = None,
+    on_epoch: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
+) -> TrainingResult:
     """Train until the epochs are over or `patience` of them brought no better validation NE (of the score's tasks).
 
     With a `catch_up_rate`, the best epoch's weights then learn the validation requests, once: they are the newest there
     are, and what changed since the training dates (a promotion, say) shows in them alone. Ours.
+
+    Args:
+        model: fresh, and the same in every process; it is trained in place.
+        data: what to train on.
+        settings: how.
+        processes: this process among those that train together; measurements are the first one's alone.
+        folder: where the state after each epoch is kept; a state that is there already is gone on from.
+        on_epoch: called in the first process after each epoch that is trained here, with what was measured of all.
     """
-    rule = _Rule.of(model, settings, requests=settings.epochs * data.training.rows)
-    epochs: list[Mapping[str, Any]] = []
-    seconds: list[float] = []
-    best_weights, best_epoch, best_ne = model.state_dict(), 0, math.inf
-    with _threads(settings.threads):
-        for epoch in range(1, settings.epochs + 1):
-            started = time.monotonic()
-            name = f"epoch {epoch} of {settings.epochs}"
-            loss = _train_epoch(model, data, reader=data.training, rule=rule, settings=settings, epoch=epoch, name=name)
-            measured = {"epoch": epoch, "loss": loss, **validate(model, data, settings=settings)}
-            measured |= _report(model, data)
-            epochs.append(measured)
-            seconds.append(time.monotonic() - started)
-            log.info("%s: %s (%.0f s)", name, _in_words(measured), seconds[-1])
-            if measured["ne"] < best_ne:
-                best_weights, best_epoch, best_ne = copy.deepcopy(model.state_dict()), epoch, measured["ne"]
-            elif epoch - best_epoch >= settings.patience:
-                log.info("no better validation NE for %d epochs: stopping", epoch - best_epoch)
-                break
-        catch_up_loss = None
-        if settings.catch_up_rate:
-            model.load_state_dict(best_weights)
-            catch_up_loss = _catch_up(model, data, settings=settings)
-            best_weights = model.state_dict()
-    return TrainingResult(best_weights, catch_up_loss, best_epoch, tuple(epochs), tuple(seconds))
+    model, data = model.to(processes.device), data.to(processes.device)
+    rule = Rule.of(
+        model,
+        processes=processes,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        steps=math.ceil(settings.epochs * data.training.rows / settings.batch_requests),
+    )
+    with _computing(settings.threads, device=processes.device):
+        state = _resumed(model, rule, folder=folder, settings=settings)
+        if processes.first and folder:
+            folder.start_log(log_lines(state))
+        while not _is_over(state, settings):
+            state = _epoch(model, data, rule=rule, settings=settings, state=state)
+            if processes.first:
+                _keep(state, folder=folder, on_epoch=on_epoch)
+        if state.best_weights:
+            model.load_state_dict(state.best_weights)
+        catch_up_loss = _catch_up(model, data, settings=settings, processes=processes)
+    return TrainingResult(model.state_dict(), catch_up_loss, state.best_epoch, state.epochs, state.epoch_s)
 
 
-def _catch_up(model: nn.Module, data: TrainingData, *, settings: TrainingSettings) -> float:
-    """Learn the validation requests in one pass, at a smaller rate; return the mean loss."""
-    slower = replace(settings, learning_rate=settings.learning_rate * settings.catch_up_rate)
-    rule = _Rule.of(model, slower, requests=data.validation.rows, after_the_epochs=True)
+def log_lines(state: TrainingState | TrainingResult) -> list[dict[str, Any]]:
+    """Return the lines of `log.jsonl`: what was measured after each epoch, and how long the epoch took."""
+    return [{**epoch, "elapsed_s": s} for epoch, s in zip(state.epochs, state.epoch_s, strict=True)]
+
+
+def _resumed(model: nn.Module, rule: Rule, *, folder: StateFolder | None, settings: TrainingSettings) -> TrainingState:
+    """Put model and rule where the kept state left them, and return it; without one, return that of a fresh start."""
+    state = folder.load(like=model.state_dict()) if folder else None
+    rule.processes.require_same(len(state.epochs) if state else 0, what="the number of epochs to resume after")
+    if state is None:
+        return TrainingState(weights={}, best_weights={}, optimizer={}, steps=0, best_epoch=0, epochs=(), epoch_s=())
+    log.info(
+        "resuming after epoch %d of %d, which a run that was ended had finished", len(state.epochs), settings.epochs
+    )
+    model.load_state_dict(state.weights)
+    rule.restore(state.optimizer, steps=state.steps)
+    return state
+
+
+def _is_over(state: TrainingState, settings: TrainingSettings) -> bool:
+    done = len(state.epochs)
+    return done >= settings.epochs or (done > 0 and done - state.best_epoch >= settings.patience)
+
+
+def _epoch(
+    model: nn.Module, data: TrainingData, *, rule: Rule, settings: TrainingSettings, state: TrainingState
+) -> TrainingState:
+    """Train and measure one epoch more; return the state after it, whose weights are the model's own until then."""
+    started, epoch = time.monotonic(), len(state.epochs) + 1
+    name = f"epoch {epoch} of {settings.epochs}"
+    loss = _train_epoch(model, data, reader=data.training, rule=rule, settings=settings, epoch=epoch, name=name)
+    measured: dict[str, Any] = {"epoch": epoch, "loss": loss, "ne": math.nan}
+    if rule.processes.first:
+        measured |= validate(model, data, settings=settings) | _report(model, data)
+    measured["ne"] = rule.processes.from_first(measured["ne"])
+    elapsed_s = time.monotonic() - started
+    log.info("%s: %s (%.0f s)", name, _in_words(measured), elapsed_s)
+    best_ne = state.epochs[state.best_epoch - 1]["ne"] if state.best_epoch else math.inf
+    better = measured["ne"] < best_ne
+    after = TrainingState(
+        weights=model.state_dict(),
+        best_weights=copy.deepcopy(model.state_dict()) if better else state.best_weights,
+        optimizer=rule.tensors(),
+        steps=rule.done,
+        best_epoch=epoch if better else state.best_epoch,
+        epochs=(*state.epochs, measured),
+        epoch_s=(*state.epoch_s, elapsed_s),
+    )
+    if _is_over(after, settings) and epoch < settings.epochs:
+        log.info("no better validation NE for %d epochs: stopping", epoch - after.best_epoch)
+    return after
+
+
+def _keep(
+    state: TrainingState, *, folder: StateFolder | None, on_epoch: Callable[[Sequence[Mapping[str, Any]]], None] | None
+) -> None:
+    if folder:
+        folder.save(state)
+        folder.log(log_lines(state)[-1])
+    if on_epoch:
+        on_epoch(state.epochs)
+
+
+def _catch_up(
+    model: nn.Module, data: TrainingData, *, settings: TrainingSettings, processes: Processes
+) -> float | None:
+    """Learn the validation requests in one pass, at a smaller rate; return the mean loss, None where this is off."""
+    if not settings.catch_up_rate:
+        return None
+    rule = Rule.of(
+        model,
+        processes=processes,
+        learning_rate=settings.learning_rate * settings.catch_up_rate,
+        weight_decay=settings.weight_decay,
+        steps=math.ceil(data.validation.rows / settings.batch_requests),
+        after_the_epochs=True,
+    )
     epoch = settings.epochs + 1
     loss = _train_epoch(
-        model, data, reader=data.validation, rule=rule, settings=slower, epoch=epoch, name="catching up"
+        model, data, reader=data.validation, rule=rule, settings=settings, epoch=epoch, name="catching up"
     )
     log.info("caught up with the validation date: loss %.4f", loss)
     return loss
@@ -146,38 +243,41 @@ def encode(model: Any, batch: Batch, items: TrainingItems) -> tuple[Any, ItemSta
     return model.encode_user(batch.requests.history, history_items, batch.requests.user), candidates
 
 
-def loss_of(model: Any, batch: Batch, data: TrainingData, *, settings: TrainingSettings) -> Tensor:
-    """Return the loss of a batch: that of its logits, and what a model that learns more adds to it."""
+def loss_of(model: Any, share: Batch, data: TrainingData, *, whole: Batch, settings: TrainingSettings) -> Tensor:
+    """Return the loss of a share of a batch: that of its logits, and what a model that learns more adds to it.
+
+    The shares' losses add up to the mean over the whole batch. The forward pass has the configured precision;
+    losses are fp32.
+    """
+    divisor = whole.weight_BN(unexposed=settings.unexposed_weight).sum().clamp_min(1).to(data.device)
+    loss_weight_S = torch.tensor(settings.loss_weights, device=data.device)
 
     def task_loss(logits_BNS: Tensor) -> Tensor:
         losses_S = task_losses(
-            logits_BNS,
-            batch.labels_BNS,
-            rate_BN=batch.rate_BN,
-            weight_BN=batch.weight_BN(unexposed=settings.unexposed_weight),
+            logits_BNS.float(),
+            share.labels_BNS,
+            rate_BN=share.rate_BN,
+            weight_BN=share.weight_BN(unexposed=settings.unexposed_weight),
+            divisor=divisor,
         )
-        return (losses_S * torch.tensor(settings.loss_weights)).sum()
+        return (losses_S * loss_weight_S).sum()
 
-    state, candidates = encode(model, batch, data.items)
-    loss = task_loss(model.score(state, candidates))
-    if isinstance(model, LearnsMore):
-        pairs = max(1.0, float(batch.valid_BN.sum()))
-        loss = loss + model.extra_loss(state, candidates, task_loss=task_loss, valid_BN=batch.valid_BN, pairs=pairs)
+    with torch.autocast(data.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
+        state, candidates = encode(model, share, data.items)
+        loss = task_loss(model.score(state, candidates))
+        if isinstance(model, LearnsMore):
+            pairs = max(1.0, float(whole.valid_BN.sum()))
+            more = model.extra_loss(state, candidates, task_loss=task_loss, valid_BN=share.valid_BN, pairs=pairs)
+            loss = loss + more.float()
     return loss
-
-
-def rate_share(step: int, *, steps: int) -> float:
-    """Return the share of the learning rate at a step: a linear warm-up, then a linear fall (ours)."""
-    warm_up = max(1, round(WARM_UP_SHARE * steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    left = (steps - step) / max(1, steps - warm_up)
-    return max(FINAL_RATE_SHARE, left)
 
 
 @torch.inference_mode()
 def validate(model: nn.Module, data: TrainingData, *, settings: TrainingSettings) -> dict[str, Any]:
-    """Return validation NE and AUC over exposed pairs: per task, and NE weighted as the tasks are in the score."""
+    """Return validation NE and AUC over exposed pairs: per task, and NE weighted as the tasks are in the score.
+
+    In fp32, as it is served, whatever the precision of training.
+    """
     model.eval()
     measures = Measures()
     for jagged in _decoded(data.validation, data):
@@ -185,7 +285,7 @@ def validate(model: nn.Module, data: TrainingData, *, settings: TrainingSettings
             jagged, batch_requests=settings.batch_requests, max_history=data.features.max_history, generator=None
         )
         for select in plan:
-            batch = make_batch(jagged, select, features=data.features)
+            batch = make_batch(jagged, select, features=data.features).to(data.device)
             logits_BNS = logits_of(model, batch, data.items)
             kept_BN = batch.valid_BN & batch.exposed_BN
             measures.add(logits_BNS, batch.labels_BNS, rate_BN=batch.rate_BN, kept_BN=kept_BN)
@@ -203,19 +303,20 @@ def _train_epoch(
     data: TrainingData,
     *,
     reader: RequestReader,
-    rule: _Rule,
+    rule: Rule,
     settings: TrainingSettings,
     epoch: int,
     name: str,
 ) -> float:
     """Take one pass over the reader's requests; return the mean loss per batch."""
     model.train()
+    processes = rule.processes
     total, batches = 0.0, 0
-    with _Progress(name, requests=reader.rows) as progress:
+    with Progress(name, requests=reader.rows, shown=processes.first) as progress:
         for number, jagged in enumerate(_decoded(reader, data)):
-            # Dropout draws from the global generator: each window starts from a seed of its own.
             seed = settings.seed + 1_000_003 * epoch + 7_919 * number
-            torch.manual_seed(seed)
+            # Dropout draws from the global generator: each window starts from a seed of its own, in each process.
+            torch.manual_seed(seed + 104_729 * processes.rank)
             plan = plan_batches(
                 jagged,
                 batch_requests=settings.batch_requests,
@@ -224,17 +325,21 @@ def _train_epoch(
             )
             for select in plan:
                 _before_step(model, data, rule=rule, settings=settings)
-                loss = loss_of(model, make_batch(jagged, select, features=data.features), data, settings=settings)
-                rule.step(loss)
-                total, batches = total + loss.item(), batches + 1
+                whole = make_batch(jagged, select, features=data.features)
+                share = processes.share(whole).to(data.device)
+                has_some = len(share.labels_BNS) > 0
+                loss = loss_of(model, share, data, whole=whole, settings=settings) if has_some else None
+                total, batches = total + rule.step(loss), batches + 1
                 progress.advance(len(select), loss=total / batches)
+                reach(f"in_epoch_{epoch}")
     return total / max(1, batches)
 
 
-def _before_step(model: nn.Module, data: TrainingData, *, rule: _Rule, settings: TrainingSettings) -> None:
-    """Let a model that learns more prepare its step, from its own random state: dropout's draws stay as they are."""
+def _before_step(model: nn.Module, data: TrainingData, *, rule: Rule, settings: TrainingSettings) -> None:
+    """Let a model that learns more prepare its step from a random state of its own: dropout's draws stay the same."""
     if isinstance(model, LearnsMore):
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        devices = [data.device] if data.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(settings.seed + 15_485_863 * (rule.done + 1))
             model.before_step(share_done=rule.share_done, items=data.newest_items)
 
@@ -253,53 +358,15 @@ def _decoded(reader: RequestReader, data: TrainingData) -> Iterator[JaggedReques
         yield decode_window(window, items=data.items, features=data.features)
 
 
-@dataclass
-class _Rule:
-    """How weights follow from gradients: AdamW, whose rate rises and falls over a known number of steps.
-
-    `done` counts the steps taken; in a pass that comes after the epochs, the share of all steps done is 1.
-    """
-
-    optimizer: torch.optim.Optimizer
-    learning_rate: float
-    steps: int
-    after_the_epochs: bool
-    done: int = 0
-
-    @staticmethod
-    def of(model: nn.Module, settings: TrainingSettings, *, requests: int, after_the_epochs: bool = False) -> _Rule:
-        """Make a fresh one; what is no matrix (biases, norms, gates' weights) does not decay."""
-        matrices = [p for p in model.parameters() if p.dim() > 1]
-        others = [p for p in model.parameters() if p.dim() <= 1]
-        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
-        return _Rule(
-            optimizer,
-            learning_rate=settings.learning_rate,
-            steps=math.ceil(requests / settings.batch_requests),
-            after_the_epochs=after_the_epochs,
-        )
-
-    @property
-    def share_done(self) -> float:
-        """The share of all steps that is done; windows that do not divide by the batch make a few steps more."""
-        return 1.0 if self.after_the_epochs else min(1.0, self.done / self.steps)
-
-    def step(self, loss: Tensor) -> None:
-        """Take one step down the gradient of `loss`."""
-        self.optimizer.zero_grad()
-        loss.backward()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * rate_share(self.done, steps=self.steps)
-        self.optimizer.step()
-        self.done += 1
-
-
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _computing(threads: int, *, device: torch.device) -> Iterator[None]:
+    """Compute with that many threads, and in one order, as far as torch can."""
+    if device.type == "cuda":
+        # cuBLAS wants it for the same sums each time, before its first call.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(threads or before)
     # Several threads would add the gradients of one row in the order in which they arrive.
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -311,37 +378,3 @@ def _threads(count: int) -> Iterator[None]:
 
 def _in_words(measured: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in measured.items() if name != "epoch")
-
-
-class _Progress:
-    """A bar on a terminal, a line every ten seconds elsewhere."""
-
-    def __init__(self, name: str, *, requests: int) -> None:
-        self.name, self.requests, self.done = name, requests, 0
-        self.bar = tqdm(total=requests, desc=name, unit="req", leave=False, disable=not sys.stderr.isatty())
-        self.said_s = self.started_s = time.monotonic()
-
-    def advance(self, requests: int, *, loss: float) -> None:
-        """Count requests as done."""
-        self.done += requests
-        self.bar.update(requests)
-        self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        now_s = time.monotonic()
-        if self.bar.disable and now_s - self.said_s >= _LOG_EVERY_S:
-            self.said_s = now_s
-            rate = self.done / (now_s - self.started_s)
-            log.info(
-                "%s: %d of %d requests, %.0f/s, loss %.4f, %.0f s left",
-                self.name,
-                self.done,
-                self.requests,
-                rate,
-                loss,
-                (self.requests - self.done) / rate,
-            )
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()

@@ -16,8 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def task_losses(logits_BNS: Tensor, labels_BNS: Tensor, *, rate_BN: Tensor, weight_BN: Tensor) -> Tensor:
-    """Return the weighted mean binary cross entropy per task [S], corrected for the thinning; padding has weight 0.
+def task_losses(
+    logits_BNS: Tensor, labels_BNS: Tensor, *, rate_BN: Tensor, weight_BN: Tensor, divisor: Tensor
+) -> Tensor:
+    """Return the weighted binary cross entropy per task [S], corrected for the thinning; padding has weight 0.
+
+    `divisor` makes its sum a mean: the weights of the whole batch, of which this may be a part.
 
     A pair without this task's label but with another's was kept for certain; its weight r makes it as rare as the other
     pairs without this label (ours: the plain correction holds for one task).
@@ -26,7 +30,7 @@ def task_losses(logits_BNS: Tensor, labels_BNS: Tensor, *, rate_BN: Tensor, weig
     losses_BNS = F.binary_cross_entropy_with_logits(logits_BNS + shift_BN1, labels_BNS, reduction="none")
     kept_BN1 = labels_BNS.amax(-1, keepdim=True) > 0
     weight_BNS = torch.where(kept_BN1 & (labels_BNS == 0), rate_BN.unsqueeze(-1), 1.0) * weight_BN.unsqueeze(-1)
-    return (losses_BNS * weight_BNS).sum((0, 1)) / weight_BN.sum().clamp_min(1)
+    return (losses_BNS * weight_BNS).sum((0, 1)) / divisor
 
 
 @dataclass
@@ -41,9 +45,10 @@ class Measures:
         """Add the pairs where `kept_BN` is true."""
         labels_VS = labels_BNS[kept_BN]
         has_label_V = labels_VS.amax(-1) > 0
-        self.logits.append(logits_BNS[kept_BN].double())
-        self.labels.append(labels_VS.double())
-        self.weights.append(torch.where(has_label_V, 1.0, 1.0 / rate_BN[kept_BN]).double())
+        # On the CPU: of all validation pairs together, a GPU has no need.
+        self.logits.append(logits_BNS[kept_BN].cpu().double())
+        self.labels.append(labels_VS.cpu().double())
+        self.weights.append(torch.where(has_label_V, 1.0, 1.0 / rate_BN[kept_BN]).cpu().double())
 
     def results(self) -> tuple[list[float], list[float]]:
         """Return NE and AUC per task; NaN where a task has one class only."""

@@ -1,4 +1,7 @@
-"""A training set and a configuration to a checkpoint. Driver only; no JVM: all that it reads is a folder of Parquet."""
+"""A training set and a configuration to a checkpoint. All that it reads is a folder of Parquet.
+
+Runs on the driver, without a JVM where one process trains; several are started through the session that is passed.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ import logging
 import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,13 +22,20 @@ import torch
 
 from gesr_core.config import Config
 from gesr_core.content import replace_file
+from gesr_core.errors import GesrError
 from gesr_core.model.build import build_model
 from gesr_core.names import Col, label
 from gesr_core.training.checkpoint import LATEST, save_checkpoint
 from gesr_core.training.data import encode_training_items
 from gesr_core.training.features import FeatureSpace, fit_feature_space, fit_requests
-from gesr_core.training.loop import TrainingData, TrainingResult, TrainingSettings, train
-from gesr_core.training.readers import RequestReader, open_requests
+from gesr_core.training.loop import TrainingData, TrainingResult, TrainingSettings, log_lines, train
+from gesr_core.training.processes import ALONE, Processes, choose_training_device, process_group, run_in_processes
+from gesr_core.training.readers import RequestReader, open_requests, require_petastorm
+from gesr_core.training.state import StateFolder, inputs_key
+from gesr_core.training.tracking import Tracking, require_mlflow
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 log = logging.getLogger("train")
 
@@ -66,17 +76,73 @@ def open_training_set(folder: Path, *, reader: str) -> TrainingSet:
     )
 
 
-def train_checkpoint(data: TrainingSet, config: Config, *, model_name: str) -> Path:
+def require_libraries(config: Config) -> None:
+    """Refuse, before anything is read, what the configuration asks for and the environment lacks.
+
+    Raises:
+        ConfigurationError: names the library and the remedy.
+    """
+    if config.training.reader == "petastorm":
+        require_petastorm()
+    if config.training.mlflow_experiment is not None:
+        require_mlflow()
+
+
+def train_checkpoint(data: TrainingSet, config: Config, *, model_name: str, spark: SparkSession | None = None) -> Path:
     """Train a model of the configuration and return its checkpoint's folder.
 
-    A checkpoint of the same data, configuration and libraries is found again and not trained anew.
+    A checkpoint of the same data, configuration and libraries is found again and not trained anew; a training of the
+    same that was killed is gone on with after its last finished epoch.
+
+    Args:
+        data: the training set.
+        config: the resolved configuration.
+        model_name: one of its models.
+        spark: a live session, which several processes (`training.processes`) are started through.
+
+    Raises:
+        ConfigurationError: several processes and no session, a device that is not here, or a missing library.
     """
-    root = config.folder("checkpoints")
-    inputs = _inputs(data, config, model_name)
-    if (found := find_checkpoint(root / model_name, inputs)) is not None:
-        replace_file(root / model_name / LATEST, f"{found.name}\n".encode())
+    require_libraries(config)
+    device = choose_training_device(config.training, spark)
+    inputs = training_inputs(data, config, model_name, device=device.type)
+    folder = config.folder("checkpoints") / model_name
+    if (found := find_checkpoint(folder, inputs)) is not None:
+        StateFolder.of(folder, inputs).remove()
+        replace_file(folder / LATEST, f"{found.name}\n".encode())
         log.info("%s was trained already on the same data and configuration: %s", model_name, found)
         return found
+    if spark is None or config.training.processes == 1:
+        return _train_and_save(data, config, inputs, model_name=model_name, processes=replace(ALONE, device=device))
+    run_in_processes(spark, train_in_process, data.folder, config, inputs, model_name, training=config.training)
+    trained = find_checkpoint(folder, inputs)
+    if trained is None:
+        raise GesrError(
+            f"the training processes ended, but {folder} has no checkpoint of theirs: do all hosts share it?"
+        )
+    return trained
+
+
+def train_in_process(folder: Path, config: Config, inputs: Mapping[str, Any], model_name: str) -> None:
+    """Train in one of several processes, which torchrun's environment variables tell apart.
+
+    Returns nothing: TorchDistributor has all processes of a machine write what they return to one file.
+    """
+    with process_group(inputs["device"]) as processes:
+        if processes.first:
+            logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+        # What one has to say, the others would repeat.
+        log.disabled = not processes.first
+        data = open_training_set(folder, reader=config.training.reader)
+        _train_and_save(data, config, inputs, model_name=model_name, processes=processes)
+
+
+def _train_and_save(
+    data: TrainingSet, config: Config, inputs: Mapping[str, Any], *, model_name: str, processes: Processes
+) -> Path:
+    """Train; the first process saves the checkpoint. Returns the model's folder in the others."""
+    root = config.folder("checkpoints")
+    state_folder = StateFolder.of(root / model_name, inputs)
     features = fit_features(data, config)
     log.info(
         "%s: %d training requests of %s to %s, %d validation requests of %s; %d item ids known",
@@ -85,16 +151,47 @@ def train_checkpoint(data: TrainingSet, config: Config, *, model_name: str) -> P
     )  # fmt: skip
     torch.manual_seed(config.training.seed)
     model = build_model(config.models[model_name], features.sizes)
-    result = train(model, training_data(data, features), settings=training_settings(config))
-    return save_checkpoint(
+    tracking = _tracking(config, inputs, model_name=model_name) if processes.first else None
+    result = train(
+        model,
+        training_data(data, features),
+        settings=replace(training_settings(config), threads=inputs["threads"]),
+        processes=processes,
+        folder=state_folder,
+        on_epoch=tracking.epochs if tracking else None,
+    )
+    if not processes.first:
+        return root / model_name
+    path = save_checkpoint(
         root,
         model_name=model_name,
         model_config=config.models[model_name],
         weights=result.weights,
         features=features,
         facts={"inputs": inputs, "metrics": _metrics(result)},
-        log=_log_lines(result),
+        log=log_lines(result),
     )
+    state_folder.remove()
+    if tracking:
+        tracking.finish(path, summary={"best_epoch": result.best_epoch, "catch_up_loss": result.catch_up_loss})
+    return path
+
+
+def _tracking(config: Config, inputs: Mapping[str, Any], *, model_name: str) -> Tracking | None:
+    if config.training.mlflow_experiment is None:
+        return None
+    data = inputs["training_set"]
+    parameters = {
+        "model_name": model_name,
+        "ds": data["ds"],
+        "train_dates": ", ".join(data["train_dates"]),
+        "validation_date": data["validation_date"],
+        "device": inputs["device"],
+        **{f"model.{name}": value for name, value in inputs["model"].items()},
+        **{f"training.{name}": value for name, value in inputs["configuration"]["training"].items()},
+        "training.threads": inputs["threads"],
+    }
+    return Tracking(config.training, key=inputs_key(inputs), name=model_name, parameters=parameters)
 
 
 def find_checkpoint(folder: Path, inputs: Mapping[str, Any]) -> Path | None:
@@ -158,30 +255,29 @@ def training_settings(config: Config) -> TrainingSettings:
         weight_decay=section.weight_decay,
         seed=section.seed,
         threads=section.threads,
+        precision=section.precision,
         unexposed_weight=section.unexposed_weight,
         loss_weights=tuple(task.loss_weight for task in config.labels.tasks),
         score_weights=tuple(task.score_weight for task in config.labels.tasks),
     )
 
 
-def _inputs(data: TrainingSet, config: Config, model_name: str) -> dict[str, Any]:
-    """All that the weights follow from; where tables lie and which reader reads them is not among it."""
+def training_inputs(data: TrainingSet, config: Config, model_name: str, *, device: str) -> dict[str, Any]:
+    """All that the weights follow from; where tables lie, which reader reads and who is told is not among it."""
     sections = config.model_dump(mode="json", include={"features", "labels", "histories", "training"})
-    for name in ("reader", "model"):
+    for name in ("reader", "model", "device", "mlflow_experiment", "mlflow_tracking_uri"):
         sections["training"].pop(name)
+    cores = torch.get_num_threads()
     return {
         "training_set": dict(data.manifest),
         "configuration": sections,
         "model": config.models[model_name].model_dump(mode="json"),
         "libraries": {"python": platform.python_version(), **{name: metadata.version(name) for name in _LIBRARIES}},
-        "threads": config.training.threads or torch.get_num_threads(),
+        "threads": config.training.threads or max(1, cores // config.training.processes),
+        "device": device,
     }
 
 
 def _metrics(result: TrainingResult) -> dict[str, Any]:
     """What was measured: the epochs' values are those of the weights before they caught up."""
     return {"best_epoch": result.best_epoch, "epochs": result.epochs, "catch_up_loss": result.catch_up_loss}
-
-
-def _log_lines(result: TrainingResult) -> list[dict[str, Any]]:
-    return [{**epoch, "elapsed_s": s} for epoch, s in zip(result.epochs, result.epoch_s, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,9 @@ def test_the_task_loss_of_the_served_logits_is_the_loss(data: TrainingData, conf
         served.append(task_loss(model.score(state, candidates)).item())
         return torch.tensor(100.0)
 
-    alone = loss_of(Alone(model), batch, data, settings=settings).item()
+    alone = loss_of(Alone(model), batch, data, whole=batch, settings=settings).item()
     model.extra_loss = note  # type: ignore[method-assign]
-    assert loss_of(model, batch, data, settings=settings).item() == pytest.approx(alone + 100)
+    assert loss_of(model, batch, data, whole=batch, settings=settings).item() == pytest.approx(alone + 100)
     assert served == [alone]
 
 
@@ -153,3 +154,37 @@ def test_a_model_sees_the_items_of_the_newest_training_date(data: TrainingData, 
 def test_what_a_model_reports_is_measured_after_each_epoch(data: TrainingData, config: Config) -> None:
     result: TrainingResult = train(teacher(data, config), data, settings=training_settings(config))
     assert [epoch["items_reported"] for epoch in result.epochs] == [20.0, 20.0]
+
+
+def test_bf16_trains_otherwise_than_fp32_and_about_as_well(data: TrainingData, config: Config) -> None:
+    results = {}
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(1)
+        model = build_model(config.models["gesr"], data.features.sizes)
+        settings = replace(training_settings(config), precision=precision, epochs=8, patience=8, learning_rate=0.05)
+        results[precision] = train(model, data, settings=settings)
+    fp32, bf16 = results["fp32"], results["bf16"]
+    assert all(tensor.isfinite().all() and tensor.dtype != torch.bfloat16 for tensor in bf16.weights.values())
+    assert any(not torch.equal(bf16.weights[name], tensor) for name, tensor in fp32.weights.items())
+    # From 1.0 to 0.1: what is learned is thirty times what the precision may cost.
+    assert fp32.epochs[0]["ne"] - fp32.epochs[-1]["ne"] > 0.85
+    assert bf16.epochs[-1]["ne"] == pytest.approx(fp32.epochs[-1]["ne"], abs=0.03)
+
+
+def test_in_bf16_the_forward_pass_is_and_the_losses_are_not(data: TrainingData, config: Config) -> None:
+    model, batch = teacher(data, config), first_batch(data)
+    seen: dict[str, torch.dtype] = {}
+
+    def note(state: Any, candidates: ItemState, *, task_loss: Callable[[Tensor], Tensor], **_: Any) -> Tensor:
+        seen["candidates"] = candidates.vector_RD.dtype
+        seen["more"] = model.head(candidates.vector_RD).dtype
+        seen["task loss"] = task_loss(model.head(candidates.vector_RD)).dtype
+        return model.head(candidates.vector_RD).sum()
+
+    model.extra_loss = note  # type: ignore[method-assign]
+    settings = replace(training_settings(config), precision="bf16")
+    loss = loss_of(model, batch, data, whole=batch, settings=settings)
+    assert seen == {"candidates": torch.bfloat16, "more": torch.bfloat16, "task loss": torch.float32}
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())

@@ -19,7 +19,8 @@ def test_the_correction_finds_the_true_rate_from_thinned_negatives() -> None:
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         rate_BN, weight_BN = torch.full((1, 109), 0.1), torch.ones(1, 109)
-        loss = task_losses(logit_S.expand(1, 109, 2), labels, rate_BN=rate_BN, weight_BN=weight_BN).sum()
+        logits = logit_S.expand(1, 109, 2)
+        loss = task_losses(logits, labels, rate_BN=rate_BN, weight_BN=weight_BN, divisor=weight_BN.sum()).sum()
         loss.backward()
         return loss
 
@@ -32,9 +33,9 @@ def test_padding_has_no_influence_on_the_loss() -> None:
     logits, labels = torch.randn(2, 3, 1), torch.tensor([[[1.0], [0.0], [1.0]], [[0.0], [1.0], [0.0]]])
     weight_BN = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     rate_BN = torch.where(weight_BN > 0, 0.5, 0.0)
-    before = task_losses(logits, labels, rate_BN=rate_BN, weight_BN=weight_BN)
+    before = task_losses(logits, labels, rate_BN=rate_BN, weight_BN=weight_BN, divisor=weight_BN.sum())
     logits = torch.where(weight_BN.unsqueeze(-1) > 0, logits, 1e3)
-    after = task_losses(logits, labels, rate_BN=rate_BN, weight_BN=weight_BN)
+    after = task_losses(logits, labels, rate_BN=rate_BN, weight_BN=weight_BN, divisor=weight_BN.sum())
     assert torch.equal(before, after)
     assert after.isfinite().all()
 
