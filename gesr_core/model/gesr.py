@@ -162,7 +162,8 @@ class Gesr(nn.Module):
         if self.cross is not None:
             embedded = [user_BD, *self.user_tower.categories.each(user.categorical_BC)]
             crossed = self.cross.prefill(history, event_BTD, embedded, user.numeric_BF)
-        return GesrUserState(user_BD, self.primary.user(user_BD), sorted_BGL, cache, crossed)
+        user_BSD = self.primary.user(user_BD, self.user_tower.liked(history, history_items.vector_RD))
+        return GesrUserState(user_BD, user_BSD, sorted_BGL, cache, crossed)
 
     def score(self, state: GesrUserState, items: ItemState) -> Tensor:
         """Return logits_BNS of candidates whose states are gathered as [B, N, ...]."""

@@ -37,7 +37,7 @@ _TINY: Final = 1e-8
 _FIRST_SCALE: Final = 5.0
 # Codes without an item are looked for each time that this share of the steps is over, and no more near the end.
 _REVIVAL_SHARE: Final = 0.05
-_LAST_REVIVAL_SHARE: Final = 0.8
+_LAST_REVIVAL_SHARE: Final = 0.95
 
 
 @dataclass(frozen=True)

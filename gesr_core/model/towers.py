@@ -71,12 +71,16 @@ class ItemTower(nn.Module):
         self.categories = Categories(sizes=categories, width=id_width // 2, columns=category_columns)
         width_in = id_width + self.categories.width_out + numerics
         self.vector = mlp(width_in, 2 * width, width, dropout=dropout)
+        # Past the hidden layer, so that from the first step on two vectors are alike where it is the same item.
+        self.own = nn.Linear(id_width, width, bias=False)
+        nn.init.normal_(self.own.weight, std=2 * id_width**-0.5)
         self.token = nn.Linear(width_in, width)
 
     def forward(self, items: ItemFeatures) -> tuple[Tensor, Tensor]:
         """Return vector_RD and token_RD."""
-        input_RE = torch.cat([self.ids(items.index_R), self.categories(items.categorical_RC), items.numeric_RF], dim=-1)
-        return self.vector(input_RE), self.token(input_RE)
+        id_RE = self.ids(items.index_R)
+        input_RE = torch.cat([id_RE, self.categories(items.categorical_RC), items.numeric_RF], dim=-1)
+        return self.vector(input_RE) + self.own(id_RE), self.token(input_RE)
 
 
 class EventTokens(nn.Module):
@@ -121,10 +125,14 @@ class HistoryPooling(nn.Module):
 
     def forward(self, history: History, event_BTD: Tensor) -> Tensor:
         """Return pooled [B, 2 * D + 1]: both means and the log of the number of events; zeros for an empty history."""
-        valid_BT = history.valid_BT.to(event_BTD.dtype)
-        recent_BT = self.log_weight[bucket_ages(history.age_s_BT, self.edges_s)].exp() * valid_BT
-        means = [_weighted_mean(event_BTD, weight_BT) for weight_BT in (valid_BT, recent_BT)]
-        return torch.cat([*means, history.length_B.to(event_BTD.dtype).log1p().unsqueeze(-1)], dim=-1)
+        mean_BD = _weighted_mean(event_BTD, history.valid_BT.to(event_BTD.dtype))
+        log_length_B1 = history.length_B.to(event_BTD.dtype).log1p().unsqueeze(-1)
+        return torch.cat([mean_BD, self.recent_mean(history, event_BTD), log_length_B1], dim=-1)
+
+    def recent_mean(self, history: History, row_BTD: Tensor) -> Tensor:
+        """Return mean_BD of one row per event, weighted by age."""
+        weight_BT = self.log_weight[bucket_ages(history.age_s_BT, self.edges_s)].exp() * history.valid_BT
+        return _weighted_mean(row_BTD, weight_BT.to(row_BTD.dtype))
 
 
 class UserTower(nn.Module):
@@ -152,19 +160,30 @@ class UserTower(nn.Module):
         pooled_BE = self.pooling(history, event_BTD)
         return self.vector(torch.cat([self.categories(user.categorical_BC), user.numeric_BF, pooled_BE], dim=-1))
 
+    def liked(self, history: History, vector_BTD: Tensor) -> Tensor:
+        """Return liked_BD, the mean of the item vectors of a history, weighted by age."""
+        return self.pooling.recent_mean(history, vector_BTD)
+
 
 class TaskDot(nn.Module):
-    """The primary logit: per task, a projection of the user vector times the item vector, and a bias."""
+    """The primary logit: per task, a user's task vector times the item vector, and a bias.
+
+    The task vector is a projection of the user vector, and of the mean of the item vectors of the user's history: an
+    item like those of the history scores high from the first step on.
+    """
 
     def __init__(self, *, width: int, task_logits: Sequence[float]) -> None:
         super().__init__()
         self.project = nn.Linear(width, width * len(task_logits))
+        self.project_liked = nn.Linear(width, width * len(task_logits), bias=False)
+        with torch.no_grad():
+            self.project_liked.weight.copy_(torch.eye(width).repeat(len(task_logits), 1))
         # The base rate from the start: a learning rate of 1e-3 would need thousands of steps to reach a logit of -5.
         self.bias_S = nn.Parameter(torch.tensor(list(task_logits), dtype=torch.float32))
 
-    def user(self, user_BD: Tensor) -> Tensor:
-        """Return the task vectors user_BSD, once per request."""
-        projected = self.project(user_BD) * user_BD.shape[-1] ** -0.5
+    def user(self, user_BD: Tensor, liked_BD: Tensor) -> Tensor:
+        """Return the task vectors user_BSD, once per request; `liked_BD` is the mean of the history's item vectors."""
+        projected = self.project(user_BD) * user_BD.shape[-1] ** -0.5 + self.project_liked(liked_BD)
         return projected.unflatten(-1, (len(self.bias_S), user_BD.shape[-1]))
 
     def forward(self, user_BSD: Tensor, item_BND: Tensor) -> Tensor:

@@ -76,7 +76,8 @@ class TwoTower(nn.Module):
     def encode_user(self, history: History, history_items: ItemState, user: UserFeatures) -> TwoTowerUserState:
         """Return the state of B requests; `history_items` is gathered by `history.row_BT`."""
         event_BTD = self.events(history, history_items.token_RD, history_items.extra)
-        return TwoTowerUserState(self.primary.user(self.user_tower(user, history, event_BTD)))
+        liked_BD = self.user_tower.liked(history, history_items.vector_RD)
+        return TwoTowerUserState(self.primary.user(self.user_tower(user, history, event_BTD), liked_BD))
 
     def score(self, state: TwoTowerUserState, items: ItemState) -> Tensor:
         """Return logits_BNS of candidates whose states are gathered as [B, N, ...]."""
