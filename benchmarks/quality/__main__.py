@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from benchmarks.quality.bootstrap import RESAMPLES
 from benchmarks.quality.goals import judge
-from benchmarks.quality.plan import BOTH, CELLS
+from benchmarks.quality.plan import BOTH, CELLS, TRAINING
 from benchmarks.quality.prepared import Prepared, open_prepared
 from benchmarks.quality.report import Comparisons, Data, rows, table
 from benchmarks.quality.run import LIBRARIES, Job, jobs_of, run_jobs
@@ -110,6 +110,7 @@ def _line(
         "quick": args.quick, "data": args.data, "only": args.only, "workers": args.workers, "threads_per_cell": 1,
         "resamples": RESAMPLES, "elapsed_s": round(elapsed_s),
         "prepared": {data: dict(found.data.facts) for data, found in comparisons.items()},
+        "training": {name or "every model": list(overrides) for name, overrides in TRAINING.items()},
         "cells": {cell.name: [cell.model, *cell.overrides] for cell in CELLS if cell.kind == "trained"},
     }  # fmt: skip
     return {
@@ -141,7 +142,7 @@ def _problems(jobs: Sequence[Job], data: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for job in jobs:
         if job.data == data and job.problem:
-            found.setdefault(job.cell.name, job.problem.splitlines()[0])
+            found.setdefault(job.cell.name, " ".join(job.problem.split()))
     return found
 
 

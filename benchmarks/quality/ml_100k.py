@@ -212,7 +212,7 @@ def _write(folder: Path, wheel: Path) -> dict[str, Any]:
     order = np.random.default_rng(17).permutation(len(mixed))
     _write_rows(folder / "train", [mixed[i] for i in order])
     _write_rows(folder / "learn" / REGIME.validation, thinned[REGIME.validation])
-    return {**facts, "negative_rate": _NEGATIVE_RATE, "frequency": False}
+    return {**facts, "negative_rate": _NEGATIVE_RATE}
 
 
 def _write_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
