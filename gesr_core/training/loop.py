@@ -137,7 +137,10 @@ def train(
                 _keep(state, folder=folder, on_epoch=on_epoch)
         if state.best_weights:
             model.load_state_dict(state.best_weights)
-        catch_up_loss = _catch_up(model, data, settings=settings, processes=processes)
+        catch_up_loss = None
+        if settings.catch_up_rate:
+            catch_up_loss = learn_date(model, data, reader=data.validation, settings=settings, processes=processes)
+            log.info("caught up with the validation date: loss %.4f", catch_up_loss)
     return TrainingResult(model.state_dict(), catch_up_loss, state.best_epoch, state.epochs, state.epoch_s)
 
 
@@ -204,26 +207,30 @@ def _keep(
         on_epoch(state.epochs)
 
 
-def _catch_up(
-    model: nn.Module, data: TrainingData, *, settings: TrainingSettings, processes: Processes
-) -> float | None:
-    """Learn the validation requests in one pass, at a smaller rate; return the mean loss, None where this is off."""
-    if not settings.catch_up_rate:
-        return None
+def learn_date(
+    model: nn.Module,
+    data: TrainingData,
+    *,
+    reader: RequestReader,
+    settings: TrainingSettings,
+    processes: Processes = ALONE,
+) -> float:
+    """Learn the requests of one more date in one pass, at the catch-up rate; return the mean loss.
+
+    The model goes on from the weights that it has; its optimizer starts anew.
+    """
     rule = Rule.of(
         model,
         processes=processes,
         learning_rate=settings.learning_rate * settings.catch_up_rate,
         weight_decay=settings.weight_decay,
-        steps=math.ceil(data.validation.rows / settings.batch_requests),
+        steps=math.ceil(reader.rows / settings.batch_requests),
         after_the_epochs=True,
     )
-    epoch = settings.epochs + 1
-    loss = _train_epoch(
-        model, data, reader=data.validation, rule=rule, settings=settings, epoch=epoch, name="catching up"
-    )
-    log.info("caught up with the validation date: loss %.4f", loss)
-    return loss
+    with _computing(settings.threads, device=processes.device):
+        return _train_epoch(
+            model, data, reader=reader, rule=rule, settings=settings, epoch=settings.epochs + 1, name="catching up"
+        )
 
 
 def logits_of(model: Any, batch: Batch, items: TrainingItems) -> Tensor:

@@ -1,0 +1,1 @@
+"""Benchmarks: what the documents' figures come from. Each is one command and ends in one JSON line. Driver only."""

@@ -1,0 +1,167 @@
+"""`python -m benchmarks.quality`: how well the models rank beside rivals; progress and a table to stderr, one JSON line
+to stdout.
+
+prepare data --> cells (model, data, seed), each in a process --> rows, goals, table, JSON line
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.quality.bootstrap import RESAMPLES
+from benchmarks.quality.goals import judge
+from benchmarks.quality.plan import BOTH, CELLS, TRAINING
+from benchmarks.quality.prepared import Prepared, open_prepared
+from benchmarks.quality.report import Comparisons, Data, rows, table
+from benchmarks.quality.run import LIBRARIES, Job, jobs_of, run_jobs
+from benchmarks.quality.store import Result
+from gesr_core.config import PROJECT_ROOT
+from gesr_core.content import replace_file
+from gesr_core.errors import ConfigurationError, GesrError
+
+log = logging.getLogger("benchmarks.quality")
+
+_RESULTS: Final = PROJECT_ROOT / "benchmarks/results/quality.cpu.json"
+_BUDGET_MIN: Final = 100.0
+_QUICK_BUDGET_MIN: Final = 15.0
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run what is missing, then report."""
+    args = _parse(argv)
+    started_s = time.monotonic()
+    budget_s = 60 * (args.budget_min or (_QUICK_BUDGET_MIN if args.quick else _BUDGET_MIN))
+    cells = [cell for cell in CELLS if any(fnmatch.fnmatch(cell.name, pattern) for pattern in args.only)]
+    prepared = {data: _prepared(data, quick=args.quick) for data in args.data}
+    jobs = jobs_of(cells, prepared, quick=args.quick)
+    left_s = budget_s - (time.monotonic() - started_s)
+    jobs = run_jobs(jobs, prepared, workers=args.workers, budget_s=left_s)
+    compared = {data: _comparisons(data, prepared[data], jobs) for data in prepared}
+    comparisons = {data: found for data, found in compared.items() if found is not None}
+    line = _line(comparisons, jobs, args, elapsed_s=time.monotonic() - started_s)
+    for data, found in comparisons.items():
+        print(table(found.data, _problems(jobs, data)), "\n", file=sys.stderr)
+    for goal in line["goals"]:
+        print(_goal_in_words(goal), file=sys.stderr)
+    text = json.dumps(line)
+    if args.save:
+        _RESULTS.parent.mkdir(exist_ok=True)
+        replace_file(_RESULTS, f"{text}\n".encode())
+    print(text, flush=True)
+    if any(job.problem and job.problem.startswith("failed") for job in jobs):
+        raise GesrError("some cells failed: see the table; run again to try them again")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks.quality", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="less data, one seed: does it run, not how good it is")
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="cells whose name matches; may be repeated")
+    parser.add_argument("--data", default=",".join(BOTH), help=f"data sets, by commas (default: {','.join(BOTH)})")
+    parser.add_argument("--budget-min", type=float, help="begin no cell later than this (default: 100, quick: 15)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="cells at once (default: one per core)")
+    parser.add_argument("--save", action="store_true", help=f"keep the line as {_RESULTS.relative_to(PROJECT_ROOT)}")
+    args = parser.parse_args(argv)
+    args.only = args.only or ["*"]
+    args.data = args.data.split(",")
+    if unknown := set(args.data) - set(BOTH):
+        raise ConfigurationError(f"--data names {sorted(unknown)}; there are {list(BOTH)}")
+    if args.save and args.quick:
+        raise ConfigurationError("--save keeps what the documents quote: not a --quick run")
+    return args
+
+
+def _prepared(data: str, *, quick: bool) -> Prepared:
+    """Prepare in a process of its own, which gives the JVM's memory back."""
+    command = [sys.executable, "-m", "benchmarks.quality.prepare", data, *(["--quick"] if quick else [])]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise GesrError(f"{data} could not be prepared: see above")
+    return open_prepared(Path(done.stdout.strip().splitlines()[-1]))
+
+
+def _comparisons(data: str, prepared: Prepared, jobs: Sequence[Job]) -> Comparisons | None:
+    cells: dict[str, list[Result]] = {}
+    for job in jobs:
+        if job.data == data and job.place is not None and job.problem is None:
+            cells.setdefault(job.cell.name, []).append(job.place.read())
+    if not cells:
+        return None
+    ordered = {cell.name: cells[cell.name] for cell in CELLS if cell.name in cells}
+    users = {ds: prepared.test(ds).user_U for ds in prepared.regime.tests}
+    return Comparisons.of(Data(data, ordered, users, prepared.manifest))
+
+
+def _line(
+    comparisons: Mapping[str, Comparisons], jobs: Sequence[Job], args: argparse.Namespace, *, elapsed_s: float
+) -> dict[str, Any]:
+    settings = {
+        "quick": args.quick, "data": args.data, "only": args.only, "workers": args.workers, "threads_per_cell": 1,
+        "resamples": RESAMPLES, "elapsed_s": round(elapsed_s),
+        "prepared": {data: dict(found.data.facts) for data, found in comparisons.items()},
+        "training": {name or "every model": list(overrides) for name, overrides in TRAINING.items()},
+        "cells": {cell.name: [cell.model, *cell.overrides] for cell in CELLS if cell.kind == "trained"},
+    }  # fmt: skip
+    return {
+        "benchmark": "quality",
+        "machine": {"cores": os.cpu_count(), "processor": _processor(), "system": platform.platform()},
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
+        "settings": settings,
+        "rows": [row for found in comparisons.values() for row in rows(found)],
+        "facts": [fact for data, found in comparisons.items() for fact in _facts(data, found)],
+        "missing": [_missing(job) for job in jobs if job.problem],
+        "goals": [goal.to_json() for goal in judge(comparisons)],
+    }
+
+
+def _facts(data: str, comparisons: Comparisons) -> list[dict[str, Any]]:
+    """What is known of each cell beside its measures: seconds, memory, pairs learned, what was tuned."""
+    return [
+        {"data": data, "cell": name, "run": number, **result.facts}
+        for name, results in comparisons.data.cells.items()
+        for number, result in enumerate(results)
+    ]
+
+
+def _missing(job: Job) -> dict[str, Any]:
+    return {"data": job.data, "cell": job.cell.name, "seed": job.seed, "why": job.problem}
+
+
+def _problems(jobs: Sequence[Job], data: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for job in jobs:
+        if job.data == data and job.problem:
+            found.setdefault(job.cell.name, " ".join(job.problem.split()))
+    return found
+
+
+def _goal_in_words(goal: Mapping[str, Any]) -> str:
+    verdict = {True: "met", False: "NOT met", None: "not judged"}[goal["met"]]
+    value = "-" if goal["value"] is None else f"{goal['value']:.4f}"
+    return f"{verdict:<11}{goal['name']}: {value} (goal {goal['goal']:g}) {goal['note']}"
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    try:
+        main(sys.argv[1:])
+    except GesrError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

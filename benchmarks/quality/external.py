@@ -1,0 +1,125 @@
+"""Rivals of other packages, in an environment of their own: built here once, exchanging Parquet. No JVM.
+
+Tuned on the validation ds by NDCG@10, then fitted anew for each test ds on all events before it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.quality.folders import ROOT
+from benchmarks.quality.measures import ALL, measure
+from benchmarks.quality.prepared import REQUEST_ID, Prepared, TestSet, open_prepared
+from benchmarks.quality.tifu_knn import first_requests
+from gesr_core.content import sha256_of
+from gesr_core.dates import request_time_us
+from gesr_core.errors import GesrError
+from gesr_core.names import Col
+
+log = logging.getLogger("benchmarks.quality")
+
+_HERE: Final = Path(__file__).parent
+_REQUIREMENTS: Final = _HERE / "requirements-rectools.txt"
+_SCRIPT: Final = _HERE / "rectools_scores.py"
+_TUNING_REQUESTS: Final = 1_000
+_EASE: Final[Mapping[str, Any]] = {"model": "ease", "min_item_events": 5}
+_SASREC: Final[Mapping[str, Any]] = {
+    "model": "sasrec", "min_item_events": 5, "width": 64, "session_max_len": 50, "learning_rate": 0.001,
+}  # fmt: skip
+CHOICES: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
+    "ease": tuple({**_EASE, "regularization": value} for value in (50.0, 250.0, 1000.0)),
+    "sasrec": tuple({**_SASREC, "epochs": value} for value in (5, 15)),
+}
+
+
+def environment() -> Path:
+    """Return the Python of the rivals' environment; one whose requirements changed is built again.
+
+    Raises:
+        GesrError: pip could not build it.
+    """
+    folder = ROOT / f"rectools-{sha256_of(_REQUIREMENTS)[:12]}"
+    python = folder / "bin/python"
+    if not (folder / "complete").is_file():
+        log.info("building the environment of the rivals from %s", _REQUIREMENTS.name)
+        venv.create(folder, with_pip=True, clear=True)
+        command = [str(python), "-m", "pip", "install", "--quiet", "-r", str(_REQUIREMENTS)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise GesrError(f"cannot install {_REQUIREMENTS.name}: {(done.stderr.strip().splitlines() or [''])[-1]}")
+        (folder / "complete").touch()
+    return python
+
+
+def score_external(name: str, prepared: Prepared, test: TestSet, *, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return a value per pair, and the choice that validation made; an item that the model does not know comes last."""
+    choice, ndcg = tuned(name, prepared.folder)
+    value_P = _scored(prepared, test, CHOICES[name][choice], seed=seed)
+    return value_P, {"tuned": dict(CHOICES[name][choice]), "validation_ndcg": ndcg}
+
+
+@lru_cache(maxsize=2)
+def tuned(name: str, folder: Path) -> tuple[int, float]:
+    """Return which choice ranks a part of the validation ds best, and its NDCG@10 there."""
+    prepared = open_prepared(folder)
+    test = first_requests(prepared.test(prepared.regime.validation), _TUNING_REQUESTS)
+    ndcg = [measure(test, _scored(prepared, test, choice, seed=1)).values()[ALL]["ndcg"] for choice in CHOICES[name]]
+    best = int(np.argmax(ndcg))
+    return best, ndcg[best]
+
+
+def histories(events: pa.Table, *, request_U: np.ndarray, user_U: np.ndarray, time_us_U: np.ndarray) -> pa.Table:
+    """Return (user_id, item_id, event_us) with each request as a user: its user's events before its own time."""
+    ordered = events.sort_by([(Col.USER_ID, "ascending"), ("event_us", "ascending"), (Col.ITEM_ID, "ascending")])
+    user_E, item_E, event_us_E = (ordered[name].to_numpy() for name in (Col.USER_ID, Col.ITEM_ID, "event_us"))
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for request, user, time_us in zip(request_U, user_U, time_us_U, strict=True):
+            first, last = np.searchsorted(user_E, [user, user + 1])
+            last = first + np.searchsorted(event_us_E[first:last], time_us)
+            yield np.full(last - first, request), item_E[first:last], event_us_E[first:last]
+
+    columns = [np.concatenate(column) for column in zip(*parts(), strict=True)]
+    return pa.table(dict(zip((Col.USER_ID, Col.ITEM_ID, "event_us"), columns, strict=True)))
+
+
+def _scored(prepared: Prepared, test: TestSet, choice: Mapping[str, Any], *, seed: int) -> np.ndarray:
+    before_us = request_time_us(test.ds)
+    with tempfile.TemporaryDirectory(dir=ROOT) as scratch:
+        paths = {name: str(Path(scratch) / f"{name}.parquet") for name in ("train", "histories", "pairs", "out")}
+        pq.write_table(prepared.events_before(before_us), paths["train"])
+        every = prepared.events_before(int(test.time_us_U.max()))
+        pq.write_table(
+            histories(every, request_U=test.unit_U, user_U=test.user_U, time_us_U=test.time_us_U), paths["histories"]
+        )
+        pairs = {REQUEST_ID: test.unit_U[test.unit_P], Col.ITEM_ID: test.item_P}
+        pq.write_table(pa.table(pairs), paths["pairs"])
+        settings = Path(scratch) / "settings.json"
+        settings.write_text(json.dumps({**choice, **paths, "seed": seed}))
+        _run([str(environment()), str(_SCRIPT), str(settings)])
+        value_P = pq.read_table(paths["out"])["value"].to_numpy()
+    lowest = np.nanmin(value_P) if np.isfinite(value_P).any() else 0.0
+    return np.nan_to_num(value_P, nan=lowest - 1.0)
+
+
+def _run(command: Sequence[str]) -> None:
+    # The project's own packages must not leak into the other environment.
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    done = subprocess.run(command, env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+        raise GesrError(f"{Path(command[1]).name} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")

@@ -1,0 +1,118 @@
+"""The cells: what is measured on which data, with how many seeds, from which configuration. Runs anywhere.
+
+A trained cell names a model section of the configuration and overrides of it, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from benchmarks.quality import ml_100k, ta_feng
+from gesr_core.config import Config, load_config
+from gesr_core.errors import ConfigurationError
+
+BOTH: Final = (ta_feng.NAME, ml_100k.NAME)
+SEEDS: Final = (1, 2, 3, 4, 5)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured: a rival by name, or a section of `models` with overrides."""
+
+    name: str
+    kind: Literal["rival", "external", "trained"]
+    seeds: int = 1
+    model: str = ""
+    overrides: tuple[str, ...] = ()
+    data: tuple[str, ...] = BOTH
+    # The task whose labels rank it; the first of the data unless named.
+    task: str | None = None
+
+
+class NotBuilt(Exception):
+    """The configuration has no such model section, or no such switch."""
+
+
+_NO_HARD: Final = "features.hard_match=[]"
+_NO_TARGET: Final = "models.gesr.attention_layers=0"
+_NO_CROSS: Final = "models.gesr.cross_width=0"
+_NO_GATING: Final = "models.gesr.gating=false"
+
+
+def _gesr(name: str, *overrides: str, seeds: int = 2) -> Cell:
+    return Cell(name, "trained", seeds, "gesr", overrides)
+
+
+def _task_alone(task: str) -> Cell:
+    """gesr that learns and ranks by one task; the other's labels still say which pairs were kept for certain."""
+    weights = {name: float(name == task) for name in ("bought", "bought_high_spend")}
+    tasks = [
+        f"{{name: {name}, actions: [buy], loss_weight: {weight}, score_weight: {weight}{condition}}}"
+        for (name, weight), condition in zip(weights.items(), ("", ", value_above: user_median"), strict=True)
+    ]
+    overrides = (f"labels.tasks=[{', '.join(tasks)}]",)
+    return Cell(f"gesr_{task}_alone", "trained", 2, "gesr", overrides, data=(ta_feng.NAME,), task=task)
+
+
+CELLS: Final[tuple[Cell, ...]] = (
+    Cell("random", "rival"),
+    Cell("popularity_7d", "rival"),
+    Cell("popularity_28d", "rival"),
+    Cell("retrieval_order", "rival"),
+    # Items already rated are no candidates: on ratings there is nothing to count.
+    Cell("personal_frequency", "rival", data=(ta_feng.NAME,)),
+    Cell("tifu_knn", "rival", data=(ta_feng.NAME,)),
+    Cell("ease", "external"),
+    Cell("sasrec", "external", seeds=2),
+    Cell("two_tower", "trained", 5, "two_tower"),
+    _gesr("gesr", seeds=5),
+    _gesr("gesr_hard_matching_alone", _NO_TARGET, _NO_CROSS, _NO_GATING),
+    _gesr("gesr_target_attention_alone", _NO_HARD, _NO_CROSS, _NO_GATING),
+    _gesr("gesr_cross_attention_alone", _NO_HARD, _NO_TARGET, _NO_GATING),
+    _gesr("gesr_gating_alone", _NO_HARD, _NO_TARGET, _NO_CROSS),
+    _gesr("gesr_without_hard_matching", _NO_HARD),
+    _gesr("gesr_without_target_attention", _NO_TARGET),
+    _gesr("gesr_without_cross_attention", _NO_CROSS),
+    _gesr("gesr_without_gating", _NO_GATING),
+    _task_alone("bought"),
+    _task_alone("bought_high_spend"),
+    Cell("tarq", "trained", 5, "tarq"),
+    Cell("tarq_teacher", "trained", 2, "tarq", ("models.tarq.serves=teacher",)),
+    Cell("tarq_backbone", "trained", 2, "tarq", ("models.tarq.serves=backbone",)),
+    # Revival of dead codes would hide what alignment does.
+    Cell("tarq_alignment", "trained", 2, "tarq", ("models.tarq.revive=false",)),
+    Cell("tarq_no_alignment", "trained", 2, "tarq", ("models.tarq.revive=false", "models.tarq.alignment_weight=0.0")),
+)
+
+# What every trained cell starts from (''), and each model on top of it.
+TRAINING: Final[Mapping[str, tuple[str, ...]]] = {
+    "": ("training.threads=1", "training.epochs=1", "training.patience=1", "training.catch_up_rate=0.5"),
+    # Wide enough not to be a straw man; it gains from a second epoch, where gesr learns its users by heart.
+    "two_tower": ("models.two_tower.width=192", "training.epochs=2"),
+    # Whole: every part is on.
+    "gesr": ("models.gesr.cross_width=32",),
+}
+_DATA: Final[Mapping[str, Sequence[str]]] = {ta_feng.NAME: (), ml_100k.NAME: ml_100k.OVERRIDES}
+
+
+def cell_config(cell: Cell, data: str, *, seed: int) -> Config:
+    """Return the configuration of a trained cell.
+
+    Raises:
+        NotBuilt: its model section, or a switch that it sets, is not there.
+    """
+    overrides = [*_DATA[data], *TRAINING[""], *TRAINING.get(cell.model, ()), *cell.overrides]
+    overrides += [f"training.seed={seed}", f"training.model={cell.model}"]
+    try:
+        return load_config("local", overrides=overrides)
+    except ConfigurationError as err:
+        if cell.model not in load_config("local").models or "unknown key" in str(err):
+            raise NotBuilt(str(err)) from err
+        raise
+
+
+def seeds_of(cell: Cell, *, quick: bool) -> tuple[int, ...]:
+    """Return the seeds with which a cell is run; a quick run takes one."""
+    return SEEDS[: 1 if quick else cell.seeds]

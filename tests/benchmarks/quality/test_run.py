@@ -1,0 +1,104 @@
+"""What is run, what is found done, and what is said of the rest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.quality import ml_100k, run, ta_feng
+from benchmarks.quality.measures import ALL, measure
+from benchmarks.quality.plan import CELLS, Cell, NotBuilt, cell_config
+from benchmarks.quality.prepared import Prepared, Regime, Step
+from benchmarks.quality.store import Place
+from tests.benchmarks.quality.sets import a_test_set
+
+REGIME = Regime(("2001-01-01",), "2001-01-08", (Step("2001-01-08", "2001-01-15"),))
+MANIFEST = {"name": ta_feng.NAME, "key": "data", "regime": REGIME.to_json(), "tasks": ["bought"]}
+TWO_TOWER = Cell("two_tower", "trained", 2, "two_tower", data=(ta_feng.NAME,))
+NOWHERE = Cell("nowhere", "trained", 1, "nowhere", data=(ta_feng.NAME,))
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Prepared]:
+    """A prepared folder that holds nothing: no cell can be computed from it."""
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    return {ta_feng.NAME: Prepared(tmp_path / "prepared", MANIFEST)}
+
+
+def test_a_section_that_the_configuration_lacks_is_not_built() -> None:
+    with pytest.raises(NotBuilt, match="'nowhere', which is none of"):
+        cell_config(NOWHERE, ta_feng.NAME, seed=1)
+    switch = replace(TWO_TOWER, overrides=("models.two_tower.no_such_switch=1",))
+    with pytest.raises(NotBuilt, match="no_such_switch"):
+        cell_config(switch, ta_feng.NAME, seed=1)
+
+
+@pytest.mark.parametrize("data", [ta_feng.NAME, ml_100k.NAME])
+def test_parts_of_gesr_are_switched_off_as_their_cells_say(data: str) -> None:
+    def parts(name: str) -> tuple[bool, bool, bool]:
+        cell = next(cell for cell in CELLS if cell.name == name)
+        config = cell_config(cell, data, seed=1)
+        section = config.models["gesr"].model_dump()
+        return bool(config.features.hard_match), bool(section["attention_layers"]), bool(section["cross_width"])
+
+    assert parts("gesr") == (True, True, True)
+    assert parts("gesr_hard_matching_alone") == (True, False, False)
+    assert parts("gesr_target_attention_alone") == (False, True, False)
+    assert parts("gesr_cross_attention_alone") == (False, False, True)
+    assert parts("gesr_gating_alone") == (False, False, False)
+    assert parts("gesr_without_hard_matching") == (False, True, True)
+    assert parts("gesr_without_target_attention") == (True, False, True)
+    assert parts("gesr_without_cross_attention") == (True, True, False)
+
+
+def test_a_task_alone_is_all_that_is_learned_and_ranked_by() -> None:
+    cell = next(cell for cell in CELLS if cell.name == "gesr_bought_high_spend_alone")
+    tasks = cell_config(cell, ta_feng.NAME, seed=1).labels.tasks
+    assert [(task.loss_weight, task.score_weight) for task in tasks] == [(0.0, 0.0), (1.0, 1.0)]
+    assert [task.value_above for task in tasks] == [None, "user_median"]
+
+
+def test_seeds_come_in_turn_and_what_is_not_built_says_so(prepared: dict[str, Prepared]) -> None:
+    jobs = run.jobs_of([TWO_TOWER, NOWHERE], prepared, quick=False)
+    assert [(job.cell.name, job.seed) for job in jobs] == [("two_tower", 1), ("nowhere", 1), ("two_tower", 2)]
+    assert (jobs[1].problem or "").startswith("not built")
+    assert len(run.jobs_of([TWO_TOWER], prepared, quick=True)) == 1
+
+
+def test_another_setting_seed_or_data_is_another_cell(prepared: dict[str, Prepared]) -> None:
+    wider = replace(TWO_TOWER, overrides=("models.two_tower.width=64",))
+    other = {ta_feng.NAME: Prepared(prepared[ta_feng.NAME].folder, {**MANIFEST, "key": "other data"})}
+    places = [
+        *(job.place for job in run.jobs_of([TWO_TOWER, wider], prepared, quick=False)),
+        *(job.place for job in run.jobs_of([TWO_TOWER], other, quick=False)),
+    ]
+    assert len({place.json for place in places if place}) == 6
+
+
+def test_a_done_cell_is_found_and_one_that_fails_is_named(prepared: dict[str, Prepared]) -> None:
+    done, broken = run.jobs_of([TWO_TOWER], prepared, quick=False)
+    assert done.place is not None
+    measured = measure(a_test_set([(1, 2, 1), (1, 3, 0)], [(1, 2)]), np.array([1.0, 0.0]))
+    done.place.write({"2001-01-15": {"bought": measured}}, {"elapsed_s": 1.0})
+    found = run.run_jobs([done, broken], prepared, workers=2, budget_s=60)
+    assert found[0].problem is None
+    assert (found[1].problem or "").startswith("failed: FileNotFoundError")
+
+
+def test_no_cell_begins_after_the_budget(prepared: dict[str, Prepared]) -> None:
+    jobs = run.jobs_of([TWO_TOWER], prepared, quick=True)
+    assert run.run_jobs(jobs, prepared, workers=1, budget_s=-1)[0].problem == "not run: the budget was spent"
+
+
+def test_a_cell_is_read_as_it_was_written(tmp_path: Path) -> None:
+    measured = measure(a_test_set([(1, 2, 1), (1, 3, 0)], [(1, 2)]), np.array([1.0, 0.0]))
+    place = Place.of(tmp_path, data="d", cell="c", seed=1, key="k")
+    assert not place.is_done
+    place.write({"2001-01-15": {"bought": measured}}, {"elapsed_s": 2.0})
+    read = place.read()
+    assert read.values["2001-01-15"]["bought"] == measured.values()
+    assert read.sums["2001-01-15"][ALL].ndcg_U.tolist() == measured.sums[ALL].ndcg_U.tolist()
+    assert read.facts == {"elapsed_s": 2.0}
