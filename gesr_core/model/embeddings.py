@@ -8,8 +8,8 @@ from torch import nn
 EMBEDDING_STD = 0.05
 
 
-def embedding(rows: int, width: int) -> nn.Embedding:
+def embedding(rows: int, width: int, *, std: float = EMBEDDING_STD) -> nn.Embedding:
     """Return a table with small random rows."""
     table = nn.Embedding(rows, width)
-    nn.init.normal_(table.weight, std=EMBEDDING_STD)
+    nn.init.normal_(table.weight, std=std)
     return table

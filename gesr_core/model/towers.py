@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gesr_core.model.embeddings import embedding
+from gesr_core.model.embeddings import EMBEDDING_STD, embedding
 from gesr_core.model.event_signals import EventSignal, EventSignals
 from gesr_core.model.inputs import History, ItemFeatures, UserFeatures
 from gesr_core.ops.ages import bucket_ages, log_edges_s
@@ -67,13 +67,13 @@ class ItemTower(nn.Module):
         category_columns: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.ids = embedding(ids, id_width)
+        self.ids = embedding(ids, id_width, std=2 * EMBEDDING_STD)
         self.categories = Categories(sizes=categories, width=id_width // 2, columns=category_columns)
         width_in = id_width + self.categories.width_out + numerics
         self.vector = mlp(width_in, 2 * width, width, dropout=dropout)
         # Past the hidden layer, so that from the first step on two vectors are alike where it is the same item.
         self.own = nn.Linear(id_width, width, bias=False)
-        nn.init.normal_(self.own.weight, std=2 * id_width**-0.5)
+        nn.init.normal_(self.own.weight, std=id_width**-0.5)
         self.token = nn.Linear(width_in, width)
 
     def forward(self, items: ItemFeatures) -> tuple[Tensor, Tensor]:

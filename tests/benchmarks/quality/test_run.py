@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,9 @@ def test_a_cell_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert not place.is_done
     place.write({"2001-01-15": {"bought": measured}}, {"elapsed_s": 2.0})
     read = place.read()
-    assert read.values["2001-01-15"]["bought"] == measured.values()
+    # As text: with one user the measures without the top item are no numbers, which equal nothing.
+    assert json.dumps(read.values["2001-01-15"]["bought"], sort_keys=True) == json.dumps(
+        measured.values(), sort_keys=True
+    )
     assert read.sums["2001-01-15"][ALL].ndcg_U.tolist() == measured.sums[ALL].ndcg_U.tolist()
     assert read.facts == {"elapsed_s": 2.0}
