@@ -13,6 +13,7 @@ pytest.importorskip("importlinter", reason="the petastorm set has no linters")
 
 VIOLATIONS = [
     ("gesr_core/schema.py", "import jobs", "gesr_core never imports jobs"),
+    ("jobs/broken.py", "import benchmarks", "gesr_core and jobs never import benchmarks"),
     ("gesr_core/join/broken.py", "from gesr_core import sink", "never import one another"),
     ("gesr_core/ops/broken.py", "import pyarrow", "ops and model know torch"),
     ("gesr_core/runtime/broken.py", "import delta", "runtime never imports pyspark or delta"),
@@ -24,7 +25,7 @@ VIOLATIONS = [
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of what the contracts are about."""
-    for package in ("gesr_core", "jobs"):
+    for package in ("gesr_core", "jobs", "benchmarks"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "setup.cfg", tmp_path)
     return tmp_path
