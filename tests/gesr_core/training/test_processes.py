@@ -68,7 +68,7 @@ def assert_alike(one: Checkpoint, other: Checkpoint) -> None:
     """Weights, losses and validation NE of two trainings differ by rounding alone."""
     expected = weights(other)
     for name, tensor in weights(one).items():
-        assert (tensor - expected[name]).abs().max() < TOLERANCE, name
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=TOLERANCE, msg=name)
     for name in ("loss", "ne"):
         values = [[epoch[name] for epoch in c.manifest["metrics"]["epochs"]] for c in (one, other)]
         assert values[0] == pytest.approx(values[1], rel=1e-4)
