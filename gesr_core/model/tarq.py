@@ -231,9 +231,9 @@ class Tarq(nn.Module):
 
     def score(self, state: TarqUserState, items: ItemState) -> Tensor:
         """Return logits_BNY of candidates whose states are gathered as [B, N, ...]."""
-        logits_BNY = self.towers(state.unit_BYD, items.vector_RD)
         if self.serves == "teacher":
             return self.teachers_logits(state, items, self.taught(state, items))
+        logits_BNY = self.towers(state.unit_BYD, items.vector_RD)
         if state.found_BQSD is None:
             return logits_BNY
         found_BND = gathered(state.found_BQSD, items.extra[CODES])
