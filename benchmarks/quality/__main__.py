@@ -22,10 +22,11 @@ from typing import Any, Final
 
 from benchmarks.quality.bootstrap import RESAMPLES
 from benchmarks.quality.goals import judge
-from benchmarks.quality.plan import BOTH, CELLS, TRAINING
+from benchmarks.quality.plan import BOTH, CELLS, SEARCH, TRAINING, TRIALS
 from benchmarks.quality.prepared import Prepared, open_prepared
 from benchmarks.quality.report import Comparisons, Data, rows, table
 from benchmarks.quality.run import LIBRARIES, Job, jobs_of, run_jobs
+from benchmarks.quality.search import best_first, trial_in_words, trial_row
 from benchmarks.quality.store import Result
 from gesr_core.config import PROJECT_ROOT
 from gesr_core.content import replace_file
@@ -33,7 +34,7 @@ from gesr_core.errors import ConfigurationError, GesrError
 
 log = logging.getLogger("benchmarks.quality")
 
-_RESULTS: Final = PROJECT_ROOT / "benchmarks/results/quality.cpu.json"
+_RESULTS: Final = PROJECT_ROOT / "benchmarks/results"
 _BUDGET_MIN: Final = 100.0
 _QUICK_BUDGET_MIN: Final = 15.0
 
@@ -43,11 +44,27 @@ def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
     started_s = time.monotonic()
     budget_s = 60 * (args.budget_min or (_QUICK_BUDGET_MIN if args.quick else _BUDGET_MIN))
-    cells = [cell for cell in CELLS if any(fnmatch.fnmatch(cell.name, pattern) for pattern in args.only)]
+    plan = SEARCH if args.search else CELLS
+    cells = [cell for cell in plan if any(fnmatch.fnmatch(cell.name, pattern) for pattern in args.only)]
     prepared = {data: _prepared(data, quick=args.quick) for data in args.data}
     jobs = jobs_of(cells, prepared, quick=args.quick)
     left_s = budget_s - (time.monotonic() - started_s)
     jobs = run_jobs(jobs, prepared, workers=args.workers, budget_s=left_s)
+    report = _searched if args.search else _compared
+    line = report(prepared, jobs, args, started_s=started_s)
+    text = json.dumps(line)
+    if args.save:
+        _RESULTS.mkdir(exist_ok=True)
+        replace_file(_RESULTS / f"{line['benchmark']}.cpu.json", f"{text}\n".encode())
+    print(text, flush=True)
+    if any(job.problem and job.problem.startswith("failed") for job in jobs):
+        raise GesrError("some cells failed: see the table; run again to try them again")
+
+
+def _compared(
+    prepared: Mapping[str, Prepared], jobs: Sequence[Job], args: argparse.Namespace, *, started_s: float
+) -> dict[str, Any]:
+    """Print what the cells say of one another, and return the JSON line."""
     compared = {data: _comparisons(data, prepared[data], jobs) for data in prepared}
     comparisons = {data: found for data, found in compared.items() if found is not None}
     line = _line(comparisons, jobs, args, elapsed_s=time.monotonic() - started_s)
@@ -55,23 +72,46 @@ def main(argv: Sequence[str]) -> None:
         print(table(found.data, _problems(jobs, data)), "\n", file=sys.stderr)
     for goal in line["goals"]:
         print(_goal_in_words(goal), file=sys.stderr)
-    text = json.dumps(line)
-    if args.save:
-        _RESULTS.parent.mkdir(exist_ok=True)
-        replace_file(_RESULTS, f"{text}\n".encode())
-    print(text, flush=True)
-    if any(job.problem and job.problem.startswith("failed") for job in jobs):
-        raise GesrError("some cells failed: see the table; run again to try them again")
+    return line
+
+
+def _searched(
+    prepared: Mapping[str, Prepared], jobs: Sequence[Job], args: argparse.Namespace, *, started_s: float
+) -> dict[str, Any]:
+    """Print what each trial reached on the validation ds and which is best, and return the JSON line."""
+    found = [trial_row(job.cell, job.data, job.place.read()) for job in jobs if job.place and job.problem is None]
+    for row in best_first(found):
+        print(trial_in_words(row), file=sys.stderr)
+    settings = {
+        "quick": args.quick, "data": args.data, "only": args.only, "workers": args.workers, "threads_per_cell": 1,
+        "trials": {data: {name: list(keys) for name, keys in trials.items()} for data, trials in TRIALS.items()},
+        "training": {name or "every model": list(overrides) for name, overrides in TRAINING.items()},
+        "elapsed_s": round(time.monotonic() - started_s),
+    }  # fmt: skip
+    return {
+        "benchmark": "quality_search",
+        "machine": _machine(),
+        "versions": _versions(),
+        "settings": settings,
+        "rows": best_first(found),
+        "missing": [_missing(job) for job in jobs if job.problem],
+        "goals": [],
+    }
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="less data, one seed: does it run, not how good it is")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="try each model's settings on the validation ds, instead of the comparison",
+    )
     parser.add_argument("--only", action="append", metavar="PATTERN", help="cells whose name matches; may be repeated")
     parser.add_argument("--data", default=",".join(BOTH), help=f"data sets, by commas (default: {','.join(BOTH)})")
     parser.add_argument("--budget-min", type=float, help="begin no cell later than this (default: 100, quick: 15)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="cells at once (default: one per core)")
-    parser.add_argument("--save", action="store_true", help=f"keep the line as {_RESULTS.relative_to(PROJECT_ROOT)}")
+    parser.add_argument("--save", action="store_true", help=f"keep the line in {_RESULTS.relative_to(PROJECT_ROOT)}")
     args = parser.parse_args(argv)
     args.only = args.only or ["*"]
     args.data = args.data.split(",")
@@ -115,14 +155,22 @@ def _line(
     }  # fmt: skip
     return {
         "benchmark": "quality",
-        "machine": {"cores": os.cpu_count(), "processor": _processor(), "system": platform.platform()},
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
+        "machine": _machine(),
+        "versions": _versions(),
         "settings": settings,
         "rows": [row for found in comparisons.values() for row in rows(found)],
         "facts": [fact for data, found in comparisons.items() for fact in _facts(data, found)],
         "missing": [_missing(job) for job in jobs if job.problem],
         "goals": [goal.to_json() for goal in judge(comparisons)],
     }
+
+
+def _machine() -> dict[str, Any]:
+    return {"cores": os.cpu_count(), "processor": _processor(), "system": platform.platform()}
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}
 
 
 def _facts(data: str, comparisons: Comparisons) -> list[dict[str, Any]]:

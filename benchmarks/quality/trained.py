@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.quality.prepared import Prepared, TestSet
+from benchmarks.quality.prepared import Prepared, Step, TestSet
 from gesr_core.config import Config
 from gesr_core.dates import request_time_us
+from gesr_core.errors import ConfigurationError
 from gesr_core.model.build import Model, build_model
 from gesr_core.names import Col
 from gesr_core.runtime.collate import decode
@@ -43,8 +44,16 @@ class Scored:
     facts: Mapping[str, Any]
 
 
-def learn_and_score(prepared: Prepared, config: Config, *, model_name: str) -> Iterator[Scored]:
-    """Learn date after date, and yield each test ds as it stands then."""
+def learn_and_score(
+    prepared: Prepared, config: Config, *, model_name: str, on_validation: bool = False
+) -> Iterator[Scored]:
+    """Learn date after date, and yield each test ds as it stands then; or the validation ds alone, not yet learned.
+
+    Raises:
+        ConfigurationError: what is measured on the validation ds would be learned (`training.catch_up_rate`).
+    """
+    if on_validation and config.training.catch_up_rate:
+        raise ConfigurationError("measured on the validation ds, a model must not catch up with it")
     started_s = time.monotonic()
     data, regime = prepared.training_set(), prepared.regime
     features = fit_features(data, config)
@@ -56,12 +65,13 @@ def learn_and_score(prepared: Prepared, config: Config, *, model_name: str) -> I
     result = train(model, training, settings=settings)
     model.load_state_dict(result.weights)
     # Different pairs, however many epochs saw them.
-    pairs = count_pairs(data.training) + count_pairs(data.validation)
+    pairs = count_pairs(data.training) + (0 if on_validation else count_pairs(data.validation))
     facts: dict[str, Any] = {
         "epochs": [dict(epoch) for epoch in result.epochs], "best_epoch": result.best_epoch,
         "parameters": sum(p.numel() for p in model.parameters()), "items_known": len(features.item_ids),
     }  # fmt: skip
-    for number, step in enumerate(regime.steps):
+    steps = (Step(regime.validation, regime.validation),) if on_validation else regime.steps
+    for number, step in enumerate(steps):
         if number:
             reader = prepared.learn(step.learn)
             learn_date(model, training, reader=reader, settings=settings)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality.measures import Measured, measure
-from benchmarks.quality.plan import CELLS, Cell, cell_config
+from benchmarks.quality.plan import CELLS, SEARCH, Cell, cell_config
 from benchmarks.quality.prepared import Prepared, TestSet, open_prepared
 from benchmarks.quality.store import Place
 
@@ -23,7 +23,7 @@ log = logging.getLogger("benchmarks.quality")
 def main(argv: Sequence[str]) -> None:
     """Measure a cell on every test ds and keep it."""
     data, name, seed, folder, place = argv
-    cell = next(cell for cell in CELLS if cell.name == name)
+    cell = next(cell for cell in (*CELLS, *SEARCH) if cell.name == name)
     started_s, prepared = time.monotonic(), open_prepared(Path(folder))
     measured, facts = {}, {}
     for test, values, found in _orderings(cell, prepared, data=data, seed=int(seed)):
@@ -44,7 +44,7 @@ def _orderings(
         from benchmarks.quality.trained import learn_and_score
 
         config = cell_config(cell, data, seed=seed)
-        for scored in learn_and_score(prepared, config, model_name=cell.model):
+        for scored in learn_and_score(prepared, config, model_name=cell.model, on_validation=cell.on_validation):
             tasks = _tasks(cell, scored.test)
             values = {
                 task: measure(scored.test, _score(scored, task, cell), task=i, logit_P=scored.logit_PS[:, i])

@@ -11,8 +11,9 @@ import pytest
 
 from benchmarks.quality import ml_100k, run, ta_feng
 from benchmarks.quality.measures import ALL, measure
-from benchmarks.quality.plan import CELLS, Cell, NotBuilt, cell_config
+from benchmarks.quality.plan import CELLS, CHOSEN, MODELS, SEARCH, TRIALS, Cell, NotBuilt, cell_config
 from benchmarks.quality.prepared import Prepared, Regime, Step
+from benchmarks.quality.search import best_first, trial_row
 from benchmarks.quality.store import Place
 from tests.benchmarks.quality.sets import a_test_set
 
@@ -60,6 +61,38 @@ def test_a_task_alone_is_all_that_is_learned_and_ranked_by() -> None:
     tasks = cell_config(cell, ta_feng.NAME, seed=1).labels.tasks
     assert [(task.loss_weight, task.score_weight) for task in tasks] == [(0.0, 0.0), (1.0, 1.0)]
     assert [task.value_above for task in tasks] == [None, "user_median"]
+
+
+@pytest.mark.parametrize("data", [ta_feng.NAME, ml_100k.NAME])
+def test_every_model_is_searched_alike_and_trained_as_its_best_trial(data: str) -> None:
+    def settings(cell: Cell) -> dict[str, object]:
+        config = cell_config(cell, data, seed=1)
+        return {"batch": config.training.batch_requests, "listwise": config.training.listwise_weight,
+                "epochs": config.training.epochs, "patience": config.training.patience}  # fmt: skip
+
+    trials = [cell for cell in SEARCH if data in cell.data]
+    assert {cell.model for cell in trials} == set(MODELS) == set(CHOSEN[data])
+    for model in MODELS:
+        of_model = {cell.name: cell for cell in trials if cell.model == model}
+        assert list(of_model) == [f"search_{model}_{trial}" for trial in TRIALS[data]]
+        assert all(cell_config(cell, data, seed=1).training.catch_up_rate == 0 for cell in of_model.values())
+        assert len({str(settings(cell)) for cell in of_model.values()}) == len(of_model)
+        best = settings(of_model[f"search_{model}_{CHOSEN[data][model]}"])
+        trained = [cell for cell in CELLS if cell.model == model and data in cell.data]
+        assert all(settings(cell) == best for cell in trained)
+
+
+def test_the_best_trial_comes_first(tmp_path: Path) -> None:
+    def row(trial: str, values: list[float]) -> dict[str, object]:
+        cell = next(cell for cell in SEARCH if cell.name == f"search_gesr_{trial}")
+        measured = measure(a_test_set([(1, 2, 1), (1, 3, 0), (2, 3, 1), (2, 4, 0)], [(1, 2), (2, 3)]), np.array(values))
+        place = Place.of(tmp_path, data=ta_feng.NAME, cell=cell.name, seed=1, key="k")
+        place.write({"2001-02-01": {"bought": measured}}, {"elapsed_s": 1.0})
+        return trial_row(cell, ta_feng.NAME, place.read())
+
+    rows = best_first([row("one_epoch", [0.0, 1.0, 0.0, 1.0]), row("listwise", [1.0, 0.0, 1.0, 0.0])])
+    assert [found["trial"] for found in rows] == ["listwise", "one_epoch"]
+    assert rows[0]["chosen_by"] > rows[1]["chosen_by"]
 
 
 def test_seeds_come_in_turn_and_what_is_not_built_says_so(prepared: dict[str, Prepared]) -> None:

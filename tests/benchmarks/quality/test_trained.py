@@ -20,6 +20,7 @@ from benchmarks.quality.prepared import Prepared, Regime, Step, open_prepared
 from benchmarks.quality.rivals import own_counts, personal_frequency, popularity, retrieval_order
 from benchmarks.quality.trained import codebook_use, learn_and_score
 from gesr_core.dates import request_time_us
+from gesr_core.errors import ConfigurationError
 from gesr_core.model.build import build_model
 from gesr_core.training.data import decode_window, encode_training_items, make_batch
 from gesr_core.training.loop import logits_of
@@ -39,7 +40,7 @@ def prepared(tmp_path: Path) -> Prepared:
         write(rows[ds], tmp_path / "learn" / ds / "part-0.parquet")
         write(toy_items(seed=DAYS.index(ds)), tmp_path / "items" / f"{ds}.parquet")
     write(pa.concat_tables([rows[ds] for ds in REGIME.train]), tmp_path / "train/part-0.parquet")
-    for ds in REGIME.tests:
+    for ds in (REGIME.validation, *REGIME.tests):
         write(rows[ds].append_column("request_id", rows[ds]["user_id"]), tmp_path / "test" / ds / "part-0.parquet")
         write(truth_of(rows[ds]), tmp_path / "truth" / f"{ds}.parquet")
         # Retrieval order: the candidates from the last to the first.
@@ -130,6 +131,22 @@ def test_the_validation_ds_is_learned_before_the_first_test(prepared: Prepared, 
     write(toy_requests(DAYS[2], seed=99), prepared.folder / "learn" / DAYS[2] / "part-0.parquet")
     after = next(learn_and_score(prepared, config, model_name="two_tower"))
     assert before.logit_PS.tolist() != after.logit_PS.tolist()
+
+
+def test_a_trial_is_measured_on_the_validation_ds_and_does_not_learn_it(prepared: Prepared, tmp_path: Path) -> None:
+    def trial(*overrides: str) -> list[trained.Scored]:
+        config = toy_config(tmp_path, *overrides)
+        return list(learn_and_score(prepared, config, model_name="two_tower", on_validation=True))
+
+    (found,) = trial("training.epochs=1", "training.catch_up_rate=0")
+    assert found.test.ds == DAYS[2]
+    assert found.facts["pairs_learned"] == 60 * 6
+    # Other labels to stop by, and with one epoch there is nothing to stop: had it learned them, it would differ.
+    write(toy_requests(DAYS[2], seed=99), prepared.folder / "learn" / DAYS[2] / "part-0.parquet")
+    (again,) = trial("training.epochs=1", "training.catch_up_rate=0")
+    assert again.logit_PS.tolist() == found.logit_PS.tolist()
+    with pytest.raises(ConfigurationError, match="catch up"):
+        trial("training.catch_up_rate=0.5")
 
 
 def test_a_positive_that_was_not_retrieved_counts_against_every_ordering(prepared: Prepared) -> None:
