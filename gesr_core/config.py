@@ -396,8 +396,6 @@ class TrainingConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     # Weight in the loss of the extra negatives that no retrieval proposed.
     unexposed_weight: Annotated[float, Field(ge=0)]
-    # Weight of the softmax over each request's list beside the pairs' cross entropy; 0: without it.
-    listwise_weight: Annotated[float, Field(ge=0)]
     seed: int
     # Of each process; 0: all cores, shared among the processes.
     threads: Annotated[int, Field(ge=0)]

@@ -102,15 +102,15 @@ TRIALS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     ta_feng.NAME: {
         "one_epoch": ("training.epochs=1",),
         "two_epochs": ("training.epochs=2",),
-        "listwise": ("training.epochs=1", "training.listwise_weight=0.1"),
-        "listwise_two_epochs": ("training.epochs=2", "training.listwise_weight=0.1"),
+        "one_slow_epoch": ("training.epochs=1", "training.learning_rate=0.001"),
+        "two_slow_epochs": ("training.epochs=2", "training.learning_rate=0.001"),
     },
     ml_100k.NAME: {
         "four_epochs": ("training.epochs=4", "training.batch_requests=8"),
         "twelve_epochs": ("training.epochs=12", "training.batch_requests=8", "training.patience=3"),
-        "listwise": ("training.epochs=4", "training.batch_requests=8", "training.listwise_weight=0.1"),
-        "listwise_twelve_epochs": (
-            "training.epochs=12", "training.batch_requests=8", "training.patience=3", "training.listwise_weight=0.1",
+        "four_slow_epochs": ("training.epochs=4", "training.batch_requests=8", "training.learning_rate=0.0007"),
+        "twelve_slow_epochs": (
+            "training.epochs=12", "training.batch_requests=8", "training.patience=3", "training.learning_rate=0.0007",
         ),
     },
 }  # fmt: skip
@@ -135,7 +135,7 @@ SEARCH: Final[tuple[Cell, ...]] = tuple(
     for trial, overrides in trials.items()
     for model in MODELS
 )
-_DATA: Final[Mapping[str, Sequence[str]]] = {ta_feng.NAME: (), ml_100k.NAME: ml_100k.OVERRIDES}
+_DATA: Final[Mapping[str, Sequence[str]]] = {ta_feng.NAME: ta_feng.OVERRIDES, ml_100k.NAME: ml_100k.OVERRIDES}
 
 
 def cell_config(cell: Cell, data: str, *, seed: int) -> Config:

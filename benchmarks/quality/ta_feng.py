@@ -58,6 +58,18 @@ _CANDIDATES: Final = (
     "candidates.max_candidates=500", "candidates.own_items=500", "candidates.popular_items=200",
     "candidates.als_items=500", "candidates.active_days=150",
 )  # fmt: skip
+# One in five who buys has more than the sample's 64 events; the rivals see them all.
+_HISTORIES: Final = ("histories.max_events=128", "scoring.history_buckets=[8, 16, 32, 64, 128]")
+# To the sample's features: what was bought lately, and whether an item is one that is bought again.
+_FEATURES: Final = (
+    "features.hard_match=[{history: item_id, candidate: item_id}, {history: product_subclass, candidate: "
+    "product_subclass}, {history: item_id, candidate: item_id, window_days: 28}, {history: product_subclass, "
+    "candidate: product_subclass, window_days: 28}]",
+    "features.item_statistics=[{name: buyers_7d, kind: users, window_days: 7}, {name: buyers_28d, kind: users, "
+    "window_days: 28}, {name: days_since_first_sale, kind: days_since_first}, {name: mean_spend, kind: mean_value, "
+    "window_days: 120}, {name: repeat_share, kind: repeat_share}]",
+)
+OVERRIDES: Final = (*_HISTORIES, *_FEATURES)
 # Of the users who buy nothing in a test's label window: enough for calibration to be within a few per mille.
 _OTHER_USERS: Final = 0.25
 _OTHER_PAIRS: Final = 0.2
@@ -80,7 +92,7 @@ QUICK: Final = Shares(user_rate=0.25, negative_rate=0.06, test_users=0.3)
 def base_config() -> Config:
     """Return the sample's configuration with the candidates of this benchmark and tables of its own."""
     tables = ROOT / NAME / "tables"
-    return load_config("local", overrides=[*_CANDIDATES, f"tables.root={tables}"])
+    return load_config("local", overrides=[*_CANDIDATES, *OVERRIDES, f"tables.root={tables}"])
 
 
 def prepare(*, quick: bool) -> Path:

@@ -6,9 +6,10 @@ codes found. In training alone: a teacher that attends with the item itself, and
 
 The paper's: eq 1-5, the codes, who attends to what, the distillation losses and their stop-gradients, no teacher
 online. Ours, because it is not published: the heads' inputs and forms (MLPs over [u, i, u*i, h, h*e], added to the
-towers' logit; e, the echo, is what the item would be found as), one user vector per task, a learned scale of the
-cosine, a latent that starts as the item's token, that student and codes do not move the shared embeddings, when
-codebooks are initialised and revived, all weights but those of 3.4.
+towers' logit; e, the echo, is what the item would be found as), one user vector per task, a history's profile (how
+much of each age) beside what the profile attention found, a learned scale of the cosine, a latent that starts as the
+item's token, that student and codes do not move the shared embeddings, when codebooks are initialised and revived,
+all weights but those of 3.4.
 
 Legend: R items, B requests, T history positions, N candidates, Q levels, S codes per level, D width, Y tasks.
 """
@@ -28,7 +29,7 @@ from gesr_core.model.attention import Attention, SeenHistory
 from gesr_core.model.codebook import Codebooks, squared_distances
 from gesr_core.model.event_signals import EventSignal
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
-from gesr_core.model.towers import Categories, EventTokens, ItemTower, mlp
+from gesr_core.model.towers import Categories, EventTokens, HistoryProfile, ItemTower, mlp
 
 # Names of what an item keeps beside its vector and its token; latents are kept while training only.
 CODES, ECHO, LATENT = "codes_RQ", "echo_RD", "latent_RD"
@@ -77,25 +78,28 @@ class Towers(nn.Module):
         width: int,
         heads: int,
         dropout: float,
+        age_buckets: int,
         task_logits: Sequence[float],
     ) -> None:
         super().__init__()
+        self.activity = HistoryProfile(age_buckets=age_buckets)
         self.categories = Categories(sizes=user_categories, width=category_width, columns=category_columns)
         self.profile = nn.Linear(self.categories.width_out + user_numerics, width)
         self.history = Attention(width=width, heads=heads)
         self.attended = Attention(width=width, heads=heads)
-        self.user = mlp(2 * width, 2 * width, width, dropout=dropout)
+        self.user = mlp(2 * width + self.activity.width_out, 2 * width, width, dropout=dropout)
         self.tasks = nn.Linear(width, width * len(task_logits))
         self.log_scale_Y = nn.Parameter(torch.full((len(task_logits),), math.log(_FIRST_SCALE)))
         # The base rate from the start, as in the two-tower.
         self.bias_Y = nn.Parameter(torch.tensor(list(task_logits), dtype=torch.float32))
 
-    def encode(self, user: UserFeatures, event_BTD: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, user: UserFeatures, history: History, event_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Return user_BD and, per task, unit vectors unit_BYD."""
+        valid_BT = history.valid_BT
         profile_BD = self.profile(torch.cat([self.categories(user.categorical_BC), user.numeric_BF], dim=-1))
         related_BTD = self.history(event_BTD, valid_BT)
         attended_B1D = self.attended.ask(self.attended.see(related_BTD, valid_BT), profile_BD.unsqueeze(1))
-        user_BD = self.user(torch.cat([profile_BD, attended_B1D.squeeze(1)], dim=-1))
+        user_BD = self.user(torch.cat([profile_BD, attended_B1D.squeeze(1), self.activity(history)], dim=-1))
         tasks_BYD = self.tasks(user_BD).unflatten(-1, (len(self.bias_Y), user_BD.shape[-1]))
         return user_BD, F.normalize(tasks_BYD, dim=-1)
 
@@ -185,6 +189,7 @@ class Tarq(nn.Module):
             width=width,
             heads=heads,
             dropout=dropout,
+            age_buckets=time_buckets,
             task_logits=task_logits,
         )
         # What is quantised is a non-linear projection of the item's token, and at first the token itself: so codes lie
@@ -218,7 +223,7 @@ class Tarq(nn.Module):
     def encode_user(self, history: History, history_items: ItemState, user: UserFeatures) -> TarqUserState:
         """Return the state of B requests; `history_items` is gathered by `history.row_BT`."""
         event_BTD, valid_BT = self.events(history, history_items.token_RD, history_items.extra), history.valid_BT
-        user_BD, unit_BYD = self.towers.encode(user, event_BTD, valid_BT)
+        user_BD, unit_BYD = self.towers.encode(user, history, event_BTD)
         found_BQSD = None
         if self.serves == "student" and self.codebooks.ready:
             # Embeddings are the towers' and the teacher's to move: distillation would drown what labels say to them.

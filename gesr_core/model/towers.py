@@ -3,7 +3,7 @@
 Papers name the towers but not their layers: everything here but the dot product is ours.
 
 Legend: R items (of any leading shape), B requests, T history positions, N candidates, C columns of the categorical
-features, W columns of one of them, F numeric features, D model width, E concatenated inputs, S tasks.
+features, W columns of one of them, F numeric features, D model width, E concatenated inputs, K age buckets, S tasks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gesr_core.model.embeddings import EMBEDDING_STD, embedding
@@ -135,8 +136,33 @@ class HistoryPooling(nn.Module):
         return _weighted_mean(row_BTD, weight_BT.to(row_BTD.dtype))
 
 
+class HistoryProfile(nn.Module):
+    """How much a history holds of each age: per age bucket the log of its events and of its different times.
+
+    When a user came last, how often, and since when: means over events blur it. Nothing here is learned.
+    """
+
+    edges_s: Tensor
+
+    def __init__(self, *, age_buckets: int) -> None:
+        super().__init__()
+        self.width_out = 2 * age_buckets
+        self.register_buffer("edges_s", torch.tensor(log_edges_s(age_buckets)), persistent=False)
+
+    def forward(self, history: History) -> Tensor:
+        """Return profile [B, 2 * age buckets], zeros for an empty history."""
+        age_s_BT, valid_BT = history.age_s_BT, history.valid_BT
+        # Events are in the order of their times: those of one time stand side by side.
+        again_BT = F.pad(age_s_BT[:, 1:] == age_s_BT[:, :-1], (1, 0), value=False)
+        buckets = torch.arange(self.width_out // 2, device=age_s_BT.device)
+        in_bucket_BTK = (bucket_ages(age_s_BT, self.edges_s).unsqueeze(-1) == buckets) & valid_BT.unsqueeze(-1)
+        events_BK = in_bucket_BTK.sum(1)
+        times_BK = (in_bucket_BTK & ~again_BT.unsqueeze(-1)).sum(1)
+        return torch.cat([events_BK, times_BK], dim=-1).to(torch.float32).log1p()
+
+
 class UserTower(nn.Module):
-    """A user's features and pooled history to the user vector."""
+    """A user's features, pooled history and its profile to the user vector."""
 
     def __init__(
         self,
@@ -152,13 +178,14 @@ class UserTower(nn.Module):
         super().__init__()
         self.categories = Categories(sizes=categories, width=category_width, columns=category_columns)
         self.pooling = HistoryPooling(age_buckets=age_buckets)
-        width_in = self.categories.width_out + numerics + 2 * width + 1
+        self.profile = HistoryProfile(age_buckets=age_buckets)
+        width_in = self.categories.width_out + numerics + 2 * width + 1 + self.profile.width_out
         self.vector = mlp(width_in, 2 * width, width, dropout=dropout)
 
     def forward(self, user: UserFeatures, history: History, event_BTD: Tensor) -> Tensor:
         """Return user_BD."""
-        pooled_BE = self.pooling(history, event_BTD)
-        return self.vector(torch.cat([self.categories(user.categorical_BC), user.numeric_BF, pooled_BE], dim=-1))
+        of_history = [self.pooling(history, event_BTD), self.profile(history)]
+        return self.vector(torch.cat([self.categories(user.categorical_BC), user.numeric_BF, *of_history], dim=-1))
 
     def liked(self, history: History, vector_BTD: Tensor) -> Tensor:
         """Return liked_BD, the mean of the item vectors of a history, weighted by age."""

@@ -151,6 +151,7 @@ def _move_into_place(draft: Path, path: Path) -> None:
 
 def _others(path: Path) -> str:
     """The nearest names beside a folder that is not what was looked for."""
-    names = [p.name for p in path.parent.glob("*") if not p.name.startswith(".")] if path.parent.is_dir() else []
+    folders = [p for p in path.parent.glob("*") if p.is_dir()] if path.parent.is_dir() else []
+    names = [p.name for p in folders if not p.name.startswith(".")]
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) or sorted(names)[:5]
     return f" ({path.parent} has {', '.join(near)})" if near else f" ({path.parent} has none)"

@@ -71,15 +71,6 @@ class Batch:
         """Return the pairs' weights in the loss: 1, `unexposed` for extra negatives, 0 at padding."""
         return torch.where(self.exposed_BN, 1.0, unexposed) * self.valid_BN
 
-    @property
-    def listed_BN(self) -> Tensor:
-        """True where a pair belongs to the list that its request orders: what retrieval proposed."""
-        return self.valid_BN & self.exposed_BN
-
-    def lists_S(self) -> Tensor:
-        """Return per task the requests with its label in their list, at least 1."""
-        return (self.labels_BNS * self.listed_BN.unsqueeze(-1)).amax(1).sum(0).clamp_min(1)
-
     def take(self, rows: Tensor) -> Batch:
         """Select requests; the padding stays that of the whole batch."""
         return map_tensors(self, lambda tensor: tensor[rows])

@@ -27,7 +27,7 @@ from gesr_core.model.inputs import ItemFeatures, ItemState
 from gesr_core.runtime.collate import JaggedRequests
 from gesr_core.training.data import Batch, TrainingItems, decode_window, make_batch, map_tensors, plan_batches, windows
 from gesr_core.training.features import FeatureSpace
-from gesr_core.training.measures import Measures, listwise_losses, task_losses
+from gesr_core.training.measures import Measures, task_losses
 from gesr_core.training.processes import ALONE, Processes
 from gesr_core.training.progress import Progress
 from gesr_core.training.readers import RequestReader
@@ -57,7 +57,6 @@ class TrainingSettings:
     threads: int
     precision: str
     unexposed_weight: float
-    listwise_weight: float
     loss_weights: tuple[float, ...]
     score_weights: tuple[float, ...]
 
@@ -258,7 +257,6 @@ def loss_of(model: Any, share: Batch, data: TrainingData, *, whole: Batch, setti
     losses are fp32.
     """
     divisor = whole.weight_BN(unexposed=settings.unexposed_weight).sum().clamp_min(1).to(data.device)
-    lists_S = whole.lists_S().to(data.device)
     loss_weight_S = torch.tensor(settings.loss_weights, device=data.device)
 
     def task_loss(logits_BNS: Tensor) -> Tensor:
@@ -269,11 +267,6 @@ def loss_of(model: Any, share: Batch, data: TrainingData, *, whole: Batch, setti
             weight_BN=share.weight_BN(unexposed=settings.unexposed_weight),
             divisor=divisor,
         )
-        if settings.listwise_weight:
-            listwise_BS = listwise_losses(
-                logits_BNS.float(), share.labels_BNS, rate_BN=share.rate_BN, exposed_BN=share.listed_BN
-            )
-            losses_S = losses_S + settings.listwise_weight * listwise_BS.sum(0) / lists_S
         return (losses_S * loss_weight_S).sum()
 
     with torch.autocast(data.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
@@ -380,13 +373,17 @@ def _computing(threads: int, *, device: torch.device) -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.set_num_threads(threads or before)
     # Several threads would add the gradients of one row in the order in which they arrive.
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling what nothing reads before it is written took a twentieth of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
         torch.set_num_threads(before)
 
 

@@ -33,22 +33,6 @@ def task_losses(
     return (losses_BNS * weight_BNS).sum((0, 1)) / divisor
 
 
-def listwise_losses(logits_BNS: Tensor, labels_BNS: Tensor, *, rate_BN: Tensor, exposed_BN: Tensor) -> Tensor:
-    """Return the softmax cross entropy of each request and task [B, S]; 0 for a request without that label.
-
-    The target is uniform over the request's pairs with the label, so that every request weighs the same; a pair that
-    was kept with the probability r stands for 1 / r of its like, as in sampled softmax. Only pairs where `exposed_BN`
-    is true belong to the list. Ours: neither paper names a listwise loss.
-    """
-    kept_BN1 = labels_BNS.amax(-1, keepdim=True) > 0
-    shift_BN1 = torch.where(kept_BN1, 0.0, -rate_BN.clamp_min(1e-12).log().unsqueeze(-1))
-    # Finite, so that a request without any pair has a gradient of zero and not of NaN.
-    listed_BNS = (logits_BNS + shift_BN1).masked_fill(~exposed_BN.unsqueeze(-1), torch.finfo(logits_BNS.dtype).min)
-    label_BNS = labels_BNS * exposed_BN.unsqueeze(-1)
-    total_BS = (label_BNS * (listed_BNS.logsumexp(1, keepdim=True) - logits_BNS)).sum(1)
-    return total_BS / label_BNS.sum(1).clamp_min(1)
-
-
 @dataclass
 class Measures:
     """Collects exposed pairs of validation requests; `results` gives NE and AUC per task."""

@@ -257,7 +257,6 @@ def training_settings(config: Config) -> TrainingSettings:
         threads=section.threads,
         precision=section.precision,
         unexposed_weight=section.unexposed_weight,
-        listwise_weight=section.listwise_weight,
         loss_weights=tuple(task.loss_weight for task in config.labels.tasks),
         score_weights=tuple(task.score_weight for task in config.labels.tasks),
     )

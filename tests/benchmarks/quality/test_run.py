@@ -67,7 +67,7 @@ def test_a_task_alone_is_all_that_is_learned_and_ranked_by() -> None:
 def test_every_model_is_searched_alike_and_trained_as_its_best_trial(data: str) -> None:
     def settings(cell: Cell) -> dict[str, object]:
         config = cell_config(cell, data, seed=1)
-        return {"batch": config.training.batch_requests, "listwise": config.training.listwise_weight,
+        return {"batch": config.training.batch_requests, "rate": config.training.learning_rate,
                 "epochs": config.training.epochs, "patience": config.training.patience}  # fmt: skip
 
     trials = [cell for cell in SEARCH if data in cell.data]
@@ -90,8 +90,8 @@ def test_the_best_trial_comes_first(tmp_path: Path) -> None:
         place.write({"2001-02-01": {"bought": measured}}, {"elapsed_s": 1.0})
         return trial_row(cell, ta_feng.NAME, place.read())
 
-    rows = best_first([row("one_epoch", [0.0, 1.0, 0.0, 1.0]), row("listwise", [1.0, 0.0, 1.0, 0.0])])
-    assert [found["trial"] for found in rows] == ["listwise", "one_epoch"]
+    rows = best_first([row("one_epoch", [0.0, 1.0, 0.0, 1.0]), row("two_epochs", [1.0, 0.0, 1.0, 0.0])])
+    assert [found["trial"] for found in rows] == ["two_epochs", "one_epoch"]
     assert rows[0]["chosen_by"] > rows[1]["chosen_by"]
 
 

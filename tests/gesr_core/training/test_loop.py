@@ -132,18 +132,6 @@ def test_the_task_loss_of_the_served_logits_is_the_loss(data: TrainingData, conf
     assert served == [alone]
 
 
-def test_the_listwise_loss_is_added_at_its_weight(data: TrainingData, config: Config) -> None:
-    model, batch = Alone(teacher(data, config)).eval(), first_batch(data)
-
-    def loss(weight: float) -> float:
-        settings = replace(training_settings(config), listwise_weight=weight)
-        return loss_of(model, batch, data, whole=batch, settings=settings).item()
-
-    added = loss(1.0) - loss(0.0)
-    assert added > 0.1
-    assert loss(0.25) - loss(0.0) == pytest.approx(added / 4, rel=1e-4)
-
-
 def test_before_every_step_a_model_sees_how_far_training_is(data: TrainingData, config: Config) -> None:
     model = teacher(data, config)
     result = train(model, data, settings=training_settings(config))

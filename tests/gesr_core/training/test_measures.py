@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gesr_core.training.measures import Measures, auc, listwise_losses, normalised_entropy, task_losses
+from gesr_core.training.measures import Measures, auc, normalised_entropy, task_losses
 
 
 def test_the_correction_finds_the_true_rate_from_thinned_negatives() -> None:
@@ -38,34 +38,6 @@ def test_padding_has_no_influence_on_the_loss() -> None:
     after = task_losses(logits, labels, rate_BN=rate_BN, weight_BN=weight_BN, divisor=weight_BN.sum())
     assert torch.equal(before, after)
     assert after.isfinite().all()
-
-
-def test_the_listwise_loss_is_a_softmax_over_the_list_of_each_request() -> None:
-    torch.manual_seed(0)
-    logits_BNS, labels_BNS = torch.randn(6, 9, 2), (torch.rand(6, 9, 2) < 0.3).float()
-    labels_BNS[0] = 0
-    rate_BN, exposed_BN = torch.rand(6, 9).clamp_min(0.05), torch.rand(6, 9) < 0.8
-    exposed_BN[1] = False
-    found_BS = listwise_losses(logits_BNS, labels_BNS, rate_BN=rate_BN, exposed_BN=exposed_BN)
-    for b in range(6):
-        listed = [n for n in range(9) if exposed_BN[b, n]]
-        for s in range(2):
-            positives = [n for n in listed if labels_BNS[b, n, s]]
-            stands_for = {n: 1.0 if labels_BNS[b, n].any() else 1 / float(rate_BN[b, n]) for n in listed}
-            total = sum(stands_for[n] * math.exp(logits_BNS[b, n, s]) for n in listed)
-            each = [math.log(total) - float(logits_BNS[b, n, s]) for n in positives]
-            expected = sum(each) / len(each) if each else 0.0
-            assert float(found_BS[b, s]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
-
-
-def test_a_request_without_a_label_or_without_a_list_has_no_listwise_gradient() -> None:
-    logits_BNS = torch.randn(3, 4, 1, requires_grad=True)
-    labels_BNS = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0]).view(3, 4, 1)
-    exposed_BN = torch.tensor([True, False, True]).view(3, 1).expand(3, 4)
-    listwise_losses(logits_BNS, labels_BNS, rate_BN=torch.full((3, 4), 0.5), exposed_BN=exposed_BN).sum().backward()
-    assert logits_BNS.grad is not None
-    assert (logits_BNS.grad[:2] == 0).all()
-    assert (logits_BNS.grad[2] != 0).all()
 
 
 def test_ne_is_1_at_the_base_rate_and_weighs_thinned_pairs() -> None:

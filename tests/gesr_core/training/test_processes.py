@@ -79,7 +79,7 @@ def assert_alike(one: Checkpoint, other: Checkpoint) -> None:
 
 @pytest.mark.parametrize("model_name", ["gesr", "two_tower"])
 def test_the_gradients_of_the_shares_add_up_to_those_of_the_batch(tmp_path: Path, model_name: str) -> None:
-    config = toy_config(tmp_path, *SETTINGS, "training.listwise_weight=0.5")
+    config = toy_config(tmp_path, *SETTINGS)
     opened = open_training_set(write_toy_set(tmp_path / "set"), reader="arrow")
     data, settings = training_data(opened, fit_features(opened, config)), training_settings(config)
     jagged = decode_window(next(windows(data.training.batches(), rows=20)), items=data.items, features=data.features)
