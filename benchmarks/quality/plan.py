@@ -119,7 +119,7 @@ MODELS: Final = ("two_tower", "gesr", "tarq")
 # bought item. A model's variants are trained as the model is.
 CHOSEN: Final[Mapping[str, Mapping[str, str]]] = {
     ta_feng.NAME: {"two_tower": "one_epoch", "gesr": "one_epoch", "tarq": "one_epoch"},
-    ml_100k.NAME: {"two_tower": "four_epochs", "gesr": "four_epochs", "tarq": "four_epochs"},
+    ml_100k.NAME: {"two_tower": "twelve_epochs", "gesr": "four_epochs", "tarq": "twelve_epochs"},
 }
 SEARCH: Final[tuple[Cell, ...]] = tuple(
     Cell(
