@@ -27,7 +27,8 @@ from gesr_core.errors import InputError
 from gesr_core.model.build import build_model
 from gesr_core.training.features import FeatureSpace
 
-FORMAT_VERSION = 2
+# Raised whenever a model of the same configuration gets other weights.
+FORMAT_VERSION = 3
 MANIFEST, FEATURES, WEIGHTS, LATEST = "manifest.json", "features.json", "model.safetensors", "latest"
 _ID_DIGITS = 16
 

@@ -25,7 +25,7 @@ from gesr_core.content import replace_file
 from gesr_core.errors import GesrError
 from gesr_core.model.build import build_model
 from gesr_core.names import Col, label
-from gesr_core.training.checkpoint import LATEST, save_checkpoint
+from gesr_core.training.checkpoint import FORMAT_VERSION, LATEST, save_checkpoint
 from gesr_core.training.data import encode_training_items
 from gesr_core.training.features import FeatureSpace, fit_feature_space, fit_requests
 from gesr_core.training.loop import TrainingData, TrainingResult, TrainingSettings, log_lines, train
@@ -269,6 +269,8 @@ def training_inputs(data: TrainingSet, config: Config, model_name: str, *, devic
         sections["training"].pop(name)
     cores = torch.get_num_threads()
     return {
+        # Code that gives a model other weights has another format: what older code trained is trained anew.
+        "format_version": FORMAT_VERSION,
         "training_set": dict(data.manifest),
         "configuration": sections,
         "model": config.models[model_name].model_dump(mode="json"),

@@ -15,7 +15,13 @@ from gesr_core.runtime.item_states import Catalogue, export_item_states, load_it
 from gesr_core.training.checkpoint import Checkpoint, load_checkpoint
 from gesr_core.training.data import decode_window, encode_training_items, index_of, make_batch, sorted_by_key
 from gesr_core.training.loop import logits_of
-from gesr_core.training.trainer import base_logits, open_training_set, train_checkpoint
+from gesr_core.training.trainer import (
+    base_logits,
+    find_checkpoint,
+    open_training_set,
+    train_checkpoint,
+    training_inputs,
+)
 from tests.training_sets import DATES, toy_config, toy_requests, write_toy_set
 
 pytestmark = pytest.mark.petastorm
@@ -69,6 +75,20 @@ def test_what_was_trained_is_found_again(trained: tuple[Path, Checkpoint], monke
     monkeypatch.setattr("gesr_core.training.trainer.train", lambda *_, **__: pytest.fail("trained again"))
     data = open_training_set(folder / "set", reader="arrow")
     assert train_checkpoint(data, toy_config(folder), model_name=checkpoint.model_name) == checkpoint.path
+
+
+def test_what_older_code_trained_is_trained_anew(
+    trained: tuple[Path, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, checkpoint = trained
+    data, config = open_training_set(folder / "set", reader="arrow"), toy_config(folder)
+    inputs = training_inputs(data, config, checkpoint.model_name, device="cpu")
+    assert find_checkpoint(checkpoint.path.parent, inputs) == checkpoint.path
+    monkeypatch.setattr("gesr_core.training.trainer.FORMAT_VERSION", 0)
+    assert (
+        find_checkpoint(checkpoint.path.parent, training_inputs(data, config, checkpoint.model_name, device="cpu"))
+        is None
+    )
 
 
 def test_the_petastorm_reader_gives_the_same_weights(trained: tuple[Path, Checkpoint], tmp_path: Path) -> None:
