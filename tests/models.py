@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gesr_core.config import AnyModelConfig, GesrConfig, TarqConfig, TwoTowerConfig
-from gesr_core.model.build import ModelSizes, build_model
+from gesr_core.model.build import build_model
 from gesr_core.model.event_signals import EventSignal
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
+from gesr_core.model.sizes import ModelSizes
 from gesr_core.ops.matching import MatchPair
 
 ITEMS, MAX_HISTORY = 12, 6

@@ -9,18 +9,16 @@ Legend: B requests, N candidates, S tasks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from gesr_core.config import AnyModelConfig, GesrConfig, TwoTowerConfig
-from gesr_core.model.event_signals import EventSignal
 from gesr_core.model.gesr import Gesr
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
+from gesr_core.model.sizes import ModelSizes
 from gesr_core.model.tarq import LossWeights, Tarq
 from gesr_core.model.two_tower import TwoTower
-from gesr_core.ops.matching import MatchPair
 
 
 class Model(Protocol):
@@ -79,36 +77,12 @@ class LearnsMore(Protocol):
         """Return numbers for the log and the epoch's metrics, by name; called in evaluation mode after each epoch."""
 
 
-@dataclass(frozen=True)
-class ModelSizes:
-    """What the vocabularies and the declared features fix about a model; sizes include index 0 (unknown)."""
-
-    item_ids: int
-    item_categories: tuple[int, ...]
-    item_numerics: int
-    user_categories: tuple[int, ...]
-    user_numerics: int
-    actions: int
-    match_pairs: tuple[MatchPair, ...]
-    max_history: int
-    # Per task, the logit of its base rate in the training requests.
-    task_logits: tuple[float, ...]
-    # Per feature or match field, its columns: 1, or as many as a list of values may hold; empty: 1 each.
-    item_category_columns: tuple[int, ...] = ()
-    user_category_columns: tuple[int, ...] = ()
-    match_columns: tuple[int, ...] = ()
-    event_signals: tuple[EventSignal, ...] = ()
-
-
 def build_model(config: AnyModelConfig, sizes: ModelSizes) -> nn.Module:
     """Return the model, a `Model`, with fresh weights from torch's global generator."""
-    arguments = asdict(sizes)
     settings = config.model_dump(exclude={"name"})
     if isinstance(config, GesrConfig):
-        return Gesr(**arguments, **settings)
-    for gesr_only in ("match_pairs", "match_columns", "max_history"):
-        arguments.pop(gesr_only)
+        return Gesr(sizes, **settings)
     if isinstance(config, TwoTowerConfig):
-        return TwoTower(**arguments, **settings)
+        return TwoTower(sizes, **settings)
     weights = LossWeights(**{name: settings.pop(f"{name}_weight") for name in LossWeights.__dataclass_fields__})
-    return Tarq(**arguments, **settings, weights=weights)
+    return Tarq(sizes, **settings, weights=weights)

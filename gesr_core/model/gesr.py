@@ -6,7 +6,6 @@ match ids, D model width, A layers, H heads, K width per head, S tasks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from gesr_core.model.cross_attention import KEYS, QUERY, VALUES, CrossAttention, CrossCache
-from gesr_core.model.event_signals import EventSignal
 from gesr_core.model.gating import Gating, PlainLogit
 from gesr_core.model.hard_matching import HardMatching
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
+from gesr_core.model.sizes import ModelSizes
 from gesr_core.model.target_attention import AttentionCache, TargetAttention
 from gesr_core.model.towers import EventTokens, ItemTower, TaskDot, UserTower
-from gesr_core.ops.matching import MatchPair, MatchPlan, match_counts, sort_matches
+from gesr_core.ops.matching import MatchPlan, match_counts, sort_matches
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,8 @@ class Gesr(nn.Module):
 
     def __init__(
         self,
+        sizes: ModelSizes,
         *,
-        item_ids: int,
-        item_categories: Sequence[int],
-        item_numerics: int,
-        user_categories: Sequence[int],
-        user_numerics: int,
-        actions: int,
-        match_pairs: Sequence[MatchPair | tuple[int, int]],
-        max_history: int,
-        task_logits: Sequence[float],
         width: int,
         id_width: int,
         dropout: float,
@@ -66,39 +57,20 @@ class Gesr(nn.Module):
         cross_width: int,
         cross_heads: int,
         match_offset: Literal["padded", "literal"] = "padded",
-        item_category_columns: Sequence[int] = (),
-        user_category_columns: Sequence[int] = (),
-        match_columns: Sequence[int] = (),
-        event_signals: Sequence[EventSignal] = (),
     ) -> None:
-        """`match_pairs` index into the match fields; `..._columns` say how many columns a feature or field has."""
         super().__init__()
-        pairs_counted = match_pairs if match_width else ()
-        self.match_plan, self.match_cap = MatchPlan.of(pairs_counted, match_columns), match_cap
-        self.item_tower = ItemTower(
-            ids=item_ids,
-            categories=item_categories,
-            numerics=item_numerics,
-            width=width,
-            id_width=id_width,
-            dropout=dropout,
-            category_columns=item_category_columns,
-        )
-        self.events = EventTokens(actions=actions, age_buckets=time_buckets, width=width, signals=event_signals)
+        pairs_counted = sizes.match_pairs if match_width else ()
+        self.match_plan, self.match_cap = MatchPlan.of(pairs_counted, sizes.match_columns), match_cap
+        self.item_tower = ItemTower(sizes, width=width, id_width=id_width, dropout=dropout)
+        self.events = EventTokens(sizes, age_buckets=time_buckets, width=width)
         self.user_tower = UserTower(
-            categories=user_categories,
-            numerics=user_numerics,
-            age_buckets=time_buckets,
-            width=width,
-            category_width=id_width // 4,
-            dropout=dropout,
-            category_columns=user_category_columns,
+            sizes, age_buckets=time_buckets, width=width, category_width=id_width // 4, dropout=dropout
         )
-        self.primary = TaskDot(width=width, task_logits=task_logits)
-        matched_width = 2 * match_width if match_pairs else 0
+        self.primary = TaskDot(width=width, task_logits=sizes.task_logits)
+        matched_width = 2 * match_width if sizes.match_pairs else 0
         self.matching = (
             HardMatching(
-                pairs=len(match_pairs),
+                pairs=len(sizes.match_pairs),
                 cap=match_cap,
                 count_width=match_width,
                 width=matched_width,
@@ -112,7 +84,7 @@ class Gesr(nn.Module):
                 layers=attention_layers,
                 width=width,
                 heads=attention_heads,
-                max_history=max_history,
+                max_history=sizes.max_history,
                 time_buckets=time_buckets,
             )
             if attention_layers
@@ -123,10 +95,10 @@ class Gesr(nn.Module):
                 width=width,
                 token_width=cross_width,
                 heads=cross_heads,
-                item_widths=[id_width, *([id_width // 2] * len(item_categories))],
-                item_numerics=item_numerics,
-                user_widths=[width, *([id_width // 4] * len(user_categories))],
-                user_numerics=user_numerics,
+                item_widths=[id_width, *([id_width // 2] * len(sizes.item_categories))],
+                item_numerics=sizes.item_numerics,
+                user_widths=[width, *([id_width // 4] * len(sizes.user_categories))],
+                user_numerics=sizes.user_numerics,
             )
             if cross_width
             else None
@@ -135,9 +107,9 @@ class Gesr(nn.Module):
         part_widths = [*([matched_width] if matched_width else []), *attended]
         widths = [*part_widths, 3 * width + sum(part_widths)]
         self.gating: nn.Module = (
-            Gating(widths=widths, gate_width=gate_width, tasks=len(task_logits))
+            Gating(widths=widths, gate_width=gate_width, tasks=len(sizes.task_logits))
             if gating
-            else PlainLogit(width=widths[-1], hidden_width=gate_width, tasks=len(task_logits))
+            else PlainLogit(width=widths[-1], hidden_width=gate_width, tasks=len(sizes.task_logits))
         )
 
     def encode_items(self, items: ItemFeatures) -> ItemState:

@@ -17,7 +17,7 @@ Legend: R items, B requests, T history positions, N candidates, Q levels, S code
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from gesr_core.model.attention import Attention, SeenHistory
 from gesr_core.model.codebook import Codebooks, squared_distances
-from gesr_core.model.event_signals import EventSignal
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
+from gesr_core.model.sizes import ModelSizes
 from gesr_core.model.towers import Categories, EventTokens, HistoryProfile, ItemTower, mlp
 
 # Names of what an item keeps beside its vector and its token; latents are kept while training only.
@@ -69,29 +69,22 @@ class Towers(nn.Module):
     """The backbone, eq 1-5: a profile that looks at the history, an item, and the cosine of both."""
 
     def __init__(
-        self,
-        *,
-        user_categories: Sequence[int],
-        user_numerics: int,
-        category_width: int,
-        category_columns: Sequence[int],
-        width: int,
-        heads: int,
-        dropout: float,
-        age_buckets: int,
-        task_logits: Sequence[float],
+        self, sizes: ModelSizes, *, age_buckets: int, width: int, category_width: int, heads: int, dropout: float
     ) -> None:
         super().__init__()
+        tasks = len(sizes.task_logits)
         self.activity = HistoryProfile(age_buckets=age_buckets)
-        self.categories = Categories(sizes=user_categories, width=category_width, columns=category_columns)
-        self.profile = nn.Linear(self.categories.width_out + user_numerics, width)
+        self.categories = Categories(
+            sizes=sizes.user_categories, width=category_width, columns=sizes.user_category_columns
+        )
+        self.profile = nn.Linear(self.categories.width_out + sizes.user_numerics, width)
         self.history = Attention(width=width, heads=heads)
         self.attended = Attention(width=width, heads=heads)
         self.user = mlp(2 * width + self.activity.width_out, 2 * width, width, dropout=dropout)
-        self.tasks = nn.Linear(width, width * len(task_logits))
-        self.log_scale_Y = nn.Parameter(torch.full((len(task_logits),), math.log(_FIRST_SCALE)))
+        self.tasks = nn.Linear(width, width * tasks)
+        self.log_scale_Y = nn.Parameter(torch.full((tasks,), math.log(_FIRST_SCALE)))
         # The base rate from the start, as in the two-tower.
-        self.bias_Y = nn.Parameter(torch.tensor(list(task_logits), dtype=torch.float32))
+        self.bias_Y = nn.Parameter(torch.tensor(list(sizes.task_logits), dtype=torch.float32))
 
     def encode(self, user: UserFeatures, history: History, event_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Return user_BD and, per task, unit vectors unit_BYD."""
@@ -142,14 +135,8 @@ class Tarq(nn.Module):
 
     def __init__(
         self,
+        sizes: ModelSizes,
         *,
-        item_ids: int,
-        item_categories: Sequence[int],
-        item_numerics: int,
-        user_categories: Sequence[int],
-        user_numerics: int,
-        actions: int,
-        task_logits: Sequence[float],
         width: int,
         id_width: int,
         dropout: float,
@@ -163,34 +150,19 @@ class Tarq(nn.Module):
         alignment_temperature: float,
         warm_up_share: float,
         revive: bool,
-        item_category_columns: Sequence[int] = (),
-        user_category_columns: Sequence[int] = (),
-        event_signals: Sequence[EventSignal] = (),
     ) -> None:
-        """`..._columns` say how many columns a feature has."""
         super().__init__()
         self.serves, self.weights, self.temperature = serves, weights, alignment_temperature
         self.warm_up_share, self.revives = warm_up_share, revive
-        self.item_tower = ItemTower(
-            ids=item_ids,
-            categories=item_categories,
-            numerics=item_numerics,
-            width=width,
-            id_width=id_width,
-            dropout=dropout,
-            category_columns=item_category_columns,
-        )
-        self.events = EventTokens(actions=actions, age_buckets=time_buckets, width=width, signals=event_signals)
+        self.item_tower = ItemTower(sizes, width=width, id_width=id_width, dropout=dropout)
+        self.events = EventTokens(sizes, age_buckets=time_buckets, width=width)
         self.towers = Towers(
-            user_categories=user_categories,
-            user_numerics=user_numerics,
-            category_width=id_width // 4,
-            category_columns=user_category_columns,
+            sizes,
+            age_buckets=time_buckets,
             width=width,
+            category_width=id_width // 4,
             heads=heads,
             dropout=dropout,
-            age_buckets=time_buckets,
-            task_logits=task_logits,
         )
         # What is quantised is a non-linear projection of the item's token, and at first the token itself: so codes lie
         # where the teacher's queries lie.
@@ -198,12 +170,13 @@ class Tarq(nn.Module):
         for parameter in self.latent[-1].parameters():
             nn.init.zeros_(parameter)
         self.codebooks = Codebooks(levels=levels, codes=codes, width=width)
+        tasks = len(sizes.task_logits)
         self.student_history = Attention(width=width, heads=heads)
         self.student = Attention(width=width, heads=heads)
-        self.student_logit = FoundLogit(width=width, head_width=head_width, tasks=len(task_logits))
+        self.student_logit = FoundLogit(width=width, head_width=head_width, tasks=tasks)
         self.teacher_history = Attention(width=width, heads=heads)
         self.teacher = Attention(width=width, heads=heads)
-        self.teacher_logit = FoundLogit(width=width, head_width=head_width, tasks=len(task_logits))
+        self.teacher_logit = FoundLogit(width=width, head_width=head_width, tasks=tasks)
         # How far training was when codes were revived last; a buffer, so that a resumed training knows it.
         self.revived_share: Tensor
         self.register_buffer("revived_share", torch.zeros(()))

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gesr_core.model.embeddings import EMBEDDING_STD, embedding
-from gesr_core.model.event_signals import EventSignal, EventSignals
+from gesr_core.model.event_signals import EventSignals
 from gesr_core.model.inputs import History, ItemFeatures, UserFeatures
+from gesr_core.model.sizes import ModelSizes
 from gesr_core.ops.ages import bucket_ages, log_edges_s
 
 
@@ -58,19 +59,18 @@ class ItemTower(nn.Module):
 
     def __init__(
         self,
+        sizes: ModelSizes,
         *,
-        ids: int,
-        categories: Sequence[int],
-        numerics: int,
         width: int,
         id_width: int,
         dropout: float,
-        category_columns: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.ids = embedding(ids, id_width, std=2 * EMBEDDING_STD)
-        self.categories = Categories(sizes=categories, width=id_width // 2, columns=category_columns)
-        width_in = id_width + self.categories.width_out + numerics
+        self.ids = embedding(sizes.item_ids, id_width, std=2 * EMBEDDING_STD)
+        self.categories = Categories(
+            sizes=sizes.item_categories, width=id_width // 2, columns=sizes.item_category_columns
+        )
+        width_in = id_width + self.categories.width_out + sizes.item_numerics
         self.vector = mlp(width_in, 2 * width, width, dropout=dropout)
         # Past the hidden layer, so that from the first step on two vectors are alike where it is the same item.
         self.own = nn.Linear(id_width, width, bias=False)
@@ -89,12 +89,12 @@ class EventTokens(nn.Module):
 
     edges_s: Tensor
 
-    def __init__(self, *, actions: int, age_buckets: int, width: int, signals: Sequence[EventSignal] = ()) -> None:
+    def __init__(self, sizes: ModelSizes, *, age_buckets: int, width: int) -> None:
         super().__init__()
-        self.actions = embedding(actions, width)
+        self.actions = embedding(sizes.actions, width)
         self.ages = embedding(age_buckets, width)
         self.value = nn.Linear(1, width, bias=False)
-        self.signals = EventSignals(signals=signals, age_buckets=age_buckets, width=width)
+        self.signals = EventSignals(signals=sizes.event_signals, age_buckets=age_buckets, width=width)
         self.register_buffer("edges_s", torch.tensor(log_edges_s(age_buckets)), persistent=False)
 
     def of_items(self, items: ItemFeatures) -> dict[str, Tensor]:
@@ -166,20 +166,20 @@ class UserTower(nn.Module):
 
     def __init__(
         self,
+        sizes: ModelSizes,
         *,
-        categories: Sequence[int],
-        numerics: int,
         age_buckets: int,
         width: int,
         category_width: int,
         dropout: float,
-        category_columns: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.categories = Categories(sizes=categories, width=category_width, columns=category_columns)
+        self.categories = Categories(
+            sizes=sizes.user_categories, width=category_width, columns=sizes.user_category_columns
+        )
         self.pooling = HistoryPooling(age_buckets=age_buckets)
         self.profile = HistoryProfile(age_buckets=age_buckets)
-        width_in = self.categories.width_out + numerics + 2 * width + 1 + self.profile.width_out
+        width_in = self.categories.width_out + sizes.user_numerics + 2 * width + 1 + self.profile.width_out
         self.vector = mlp(width_in, 2 * width, width, dropout=dropout)
 
     def forward(self, user: UserFeatures, history: History, event_BTD: Tensor) -> Tensor:

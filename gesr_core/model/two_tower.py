@@ -7,13 +7,12 @@ Legend: R items, B requests, T history positions, N candidates, D model width, S
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from gesr_core.model.event_signals import EventSignal
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
+from gesr_core.model.sizes import ModelSizes
 from gesr_core.model.towers import EventTokens, ItemTower, TaskDot, UserTower
 
 
@@ -29,44 +28,20 @@ class TwoTower(nn.Module):
 
     def __init__(
         self,
+        sizes: ModelSizes,
         *,
-        item_ids: int,
-        item_categories: Sequence[int],
-        item_numerics: int,
-        user_categories: Sequence[int],
-        user_numerics: int,
-        actions: int,
-        task_logits: Sequence[float],
         width: int,
         id_width: int,
         dropout: float,
         time_buckets: int,
-        item_category_columns: Sequence[int] = (),
-        user_category_columns: Sequence[int] = (),
-        event_signals: Sequence[EventSignal] = (),
     ) -> None:
-        """`..._columns` say how many columns a feature has."""
         super().__init__()
-        self.item_tower = ItemTower(
-            ids=item_ids,
-            categories=item_categories,
-            numerics=item_numerics,
-            width=width,
-            id_width=id_width,
-            dropout=dropout,
-            category_columns=item_category_columns,
-        )
-        self.events = EventTokens(actions=actions, age_buckets=time_buckets, width=width, signals=event_signals)
+        self.item_tower = ItemTower(sizes, width=width, id_width=id_width, dropout=dropout)
+        self.events = EventTokens(sizes, age_buckets=time_buckets, width=width)
         self.user_tower = UserTower(
-            categories=user_categories,
-            numerics=user_numerics,
-            age_buckets=time_buckets,
-            width=width,
-            category_width=id_width // 4,
-            dropout=dropout,
-            category_columns=user_category_columns,
+            sizes, age_buckets=time_buckets, width=width, category_width=id_width // 4, dropout=dropout
         )
-        self.primary = TaskDot(width=width, task_logits=task_logits)
+        self.primary = TaskDot(width=width, task_logits=sizes.task_logits)
 
     def encode_items(self, items: ItemFeatures) -> ItemState:
         """Return the state of R items."""

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from gesr_core.config import Feature, FeaturesConfig, HardMatch
 from gesr_core.errors import ConfigurationError, InputError
-from gesr_core.model.build import ModelSizes
 from gesr_core.model.event_signals import EventSignal
 from gesr_core.model.inputs import ItemFeatures, UserFeatures
+from gesr_core.model.sizes import ModelSizes
 from gesr_core.names import Col, user_feature
 from gesr_core.ops.matching import MatchPair
 
