@@ -195,7 +195,7 @@ class FeaturesConfig(Section):
     event_signals: list[EventSignal] = []
     hard_match: list[HardMatch] = []
     # Items with fewer events than this before the first validation request share the unknown id's embedding.
-    item_id_min_events: Annotated[int, Field(ge=1)] = 5
+    item_id_min_events: Annotated[int, Field(ge=1)] | None = 5
 
     @model_validator(mode="after")
     def _names_are_consistent(self) -> FeaturesConfig:

@@ -102,15 +102,16 @@ TRIALS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     ta_feng.NAME: {
         "one_epoch": ("training.epochs=1",),
         "two_epochs": ("training.epochs=2",),
-        "one_slow_epoch": ("training.epochs=1", "training.learning_rate=0.001"),
-        "two_slow_epochs": ("training.epochs=2", "training.learning_rate=0.001"),
+        "no_ids": ("training.epochs=1", "features.item_id_min_events=null"),
+        "no_ids_two_epochs": ("training.epochs=2", "features.item_id_min_events=null"),
     },
     ml_100k.NAME: {
         "four_epochs": ("training.epochs=4", "training.batch_requests=8"),
         "twelve_epochs": ("training.epochs=12", "training.batch_requests=8", "training.patience=3"),
-        "four_slow_epochs": ("training.epochs=4", "training.batch_requests=8", "training.learning_rate=0.0007"),
-        "twelve_slow_epochs": (
-            "training.epochs=12", "training.batch_requests=8", "training.patience=3", "training.learning_rate=0.0007",
+        "no_ids": ("training.epochs=4", "training.batch_requests=8", "features.item_id_min_events=null"),
+        "no_ids_twelve_epochs": (
+            "training.epochs=12", "training.batch_requests=8", "training.patience=3",
+            "features.item_id_min_events=null",
         ),
     },
 }  # fmt: skip
@@ -118,7 +119,7 @@ MODELS: Final = ("two_tower", "gesr", "tarq")
 # What the search found best for each model (`--search`): the highest NDCG@10, in the mean of with and without the most
 # bought item. A model's variants are trained as the model is.
 CHOSEN: Final[Mapping[str, Mapping[str, str]]] = {
-    ta_feng.NAME: {"two_tower": "one_epoch", "gesr": "one_epoch", "tarq": "one_epoch"},
+    ta_feng.NAME: {"two_tower": "one_epoch", "gesr": "no_ids", "tarq": "one_epoch"},
     ml_100k.NAME: {"two_tower": "twelve_epochs", "gesr": "four_epochs", "tarq": "twelve_epochs"},
 }
 SEARCH: Final[tuple[Cell, ...]] = tuple(
@@ -144,7 +145,8 @@ def cell_config(cell: Cell, data: str, *, seed: int) -> Config:
     Raises:
         NotBuilt: its model section, or a switch that it sets, is not there.
     """
-    chosen = TRIALS[data].get(CHOSEN[data].get(cell.model, ""), ())
+    # A trial brings its own.
+    chosen = () if cell.on_validation else TRIALS[data].get(CHOSEN[data].get(cell.model, ""), ())
     overrides = [*_DATA[data], *TRAINING[""], *TRAINING.get(cell.model, ()), *chosen, *cell.overrides]
     overrides += [f"training.seed={seed}", f"training.model={cell.model}"]
     try:

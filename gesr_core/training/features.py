@@ -248,9 +248,9 @@ def fit_feature_space(
     numeric += [(f.name, f.transform) for f in features.item_statistics]
     fields = sorted({name for pair in features.hard_match for name in (pair.history, pair.candidate)})
     raw_values = sorted({signal.of for signal in features.event_signals if signal.of is not None})
-    known = item_events.filter(pc.greater_equal(item_events["events"], features.item_id_min_events))
+    known = _known_items(item_events, min_events=features.item_id_min_events)
     return FeatureSpace(
-        item_ids=tuple(pc.unique(known[Col.ITEM_ID]).sort().to_pylist()),
+        item_ids=known,
         item_categories=tuple(_vocabulary(f, [items.column(f.name)]) for f in features.item if f.kind != "numeric"),
         item_numerics=tuple(_normaliser(name, transform, [items.column(name)]) for name, transform in numeric),
         user_categories=requests.user_categories,
@@ -268,6 +268,14 @@ def fit_feature_space(
         raw_values=tuple(raw_values),
         history_window_days=history_window_days,
     )
+
+
+def _known_items(item_events: pa.Table, *, min_events: int | None) -> tuple[Any, ...]:
+    """Return the ids that get an embedding of their own, sorted; None: no item does."""
+    if min_events is None:
+        return ()
+    seen = item_events.filter(pc.greater_equal(item_events["events"], min_events))
+    return tuple(pc.unique(seen[Col.ITEM_ID]).sort().to_pylist())
 
 
 def fit_requests(batches: Iterable[pa.RecordBatch], features: FeaturesConfig) -> RequestFacts:

@@ -59,10 +59,10 @@ REQUESTS = [
 ]
 
 
-def fit(items: pa.Table = ITEMS, events: pa.Table = EVENTS) -> FeatureSpace:
+def fit(items: pa.Table = ITEMS, events: pa.Table = EVENTS, features: FeaturesConfig = FEATURES) -> FeatureSpace:
     """Fit on the tables above."""
     return fit_feature_space(
-        FEATURES, items=items, item_events=events, requests=fit_requests(REQUESTS, FEATURES), max_history=4,
+        features, items=items, item_events=events, requests=fit_requests(REQUESTS, FEATURES), max_history=4,
         task_logits={"bought": -3.0},
     )  # fmt: skip
 
@@ -76,6 +76,17 @@ def test_known_values_are_numbered_in_order_and_others_are_0() -> None:
     assert encoded.categorical_RC.tolist() == [[2], [0], [1], [2]]
     unseen = pa.table({"item_id": [99], "creator": [8], "price": [0.0], "buyers_7d": [1.0]})
     assert space.encode_items(unseen).categorical_RC.tolist() == [[0]]
+
+
+def test_without_ids_items_are_known_by_their_features_alone() -> None:
+    space = fit(features=FEATURES.model_copy(update={"item_id_min_events": None}))
+    assert space.item_ids == ()
+    assert space.sizes.item_ids == 1
+    encoded, with_ids = space.encode_items(ITEMS), fit().encode_items(ITEMS)
+    assert encoded.index_R.tolist() == [0] * 4
+    assert torch.equal(encoded.categorical_RC, with_ids.categorical_RC)
+    # Equal ids still match: hard matching needs no embedding.
+    assert torch.equal(encoded.match_RM, with_ids.match_RM)
 
 
 def test_numbers_are_normalised_and_missing_ones_stand_at_the_mean() -> None:
