@@ -53,8 +53,8 @@ def _fit(settings: dict[str, Any]) -> tuple[Any, Dataset]:
 def _score(fitted: tuple[Any, Dataset], settings: dict[str, Any]) -> np.ndarray:
     """Value the wanted pairs, seen items kept.
 
-    By what `recommend` multiplies: to rank the whole catalogue for every request, only to look a few hundred items up,
-    takes most of an hour. Some requests are ranked by `recommend` too, and must agree.
+    By what `recommend` multiplies: it would rank the whole catalogue for every request, of which a few hundred items
+    are wanted. Some requests are ranked by `recommend` too, and must agree.
     """
     model, dataset = fitted
     histories = _interactions(pq.read_table(settings["histories"]))

@@ -377,7 +377,7 @@ def _computing(threads: int, *, device: torch.device) -> Iterator[None]:
     torch.set_num_threads(threads or before)
     # Several threads would add the gradients of one row in the order in which they arrive.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Filling what nothing reads before it is written took a twentieth of a step.
+    # Torch would also fill fresh memory, which nothing here reads before it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
