@@ -31,6 +31,8 @@ class Cell:
     task: str | None = None
     # Measured on the validation ds alone, which is then not learned.
     on_validation: bool = False
+    # Overrides of what is served alone: the weights are those of the cell without them.
+    serving: tuple[str, ...] = ()
 
 
 class NotBuilt(Exception):
@@ -81,7 +83,8 @@ CELLS: Final[tuple[Cell, ...]] = (
     _task_alone("bought"),
     _task_alone("bought_high_spend"),
     Cell("tarq", "trained", 5, "tarq"),
-    Cell("tarq_teacher", "trained", 2, "tarq", ("models.tarq.serves=teacher",)),
+    # The teacher that taught tarq, and not one trained by itself.
+    Cell("tarq_teacher", "trained", 2, "tarq", serving=("models.tarq.serves=teacher",)),
     Cell("tarq_backbone", "trained", 2, "tarq", ("models.tarq.serves=backbone",)),
     # Revival of dead codes would hide what alignment does.
     Cell("tarq_alignment", "trained", 2, "tarq", ("models.tarq.revive=false",)),
@@ -140,8 +143,8 @@ SEARCH: Final[tuple[Cell, ...]] = tuple(
 _DATA: Final[Mapping[str, Sequence[str]]] = {ta_feng.NAME: ta_feng.OVERRIDES, ml_100k.NAME: ml_100k.OVERRIDES}
 
 
-def cell_config(cell: Cell, data: str, *, seed: int) -> Config:
-    """Return the configuration of a trained cell.
+def cell_config(cell: Cell, data: str, *, seed: int, served: bool = False) -> Config:
+    """Return the configuration that a trained cell is trained from, or the one that it is `served` from.
 
     Raises:
         NotBuilt: its model section, or a switch that it sets, is not there.
@@ -149,6 +152,7 @@ def cell_config(cell: Cell, data: str, *, seed: int) -> Config:
     # A trial brings its own.
     chosen = () if cell.on_validation else TRIALS[data].get(CHOSEN[data].get(cell.model, ""), ())
     overrides = [*_DATA[data], *TRAINING[""], *TRAINING.get(cell.model, ()), *chosen, *cell.overrides]
+    overrides += cell.serving if served else ()
     overrides += [f"training.seed={seed}", f"training.model={cell.model}"]
     try:
         return load_config("local", overrides=overrides)

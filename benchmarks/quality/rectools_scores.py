@@ -43,8 +43,9 @@ def _fit(settings: dict[str, Any]) -> tuple[Any, Dataset]:
     else:
         model = SASRecModel(
             n_factors=settings["width"], n_blocks=2, n_heads=2, session_max_len=settings["session_max_len"],
-            epochs=settings["epochs"], loss="gBCE", n_negatives=128, gbce_t=0.75, lr=settings["learning_rate"],
-            batch_size=128, dropout_rate=0.2, deterministic=True, recommend_torch_device="cpu",
+            epochs=settings["epochs"], loss="gBCE", n_negatives=settings["negatives"], gbce_t=0.75,
+            lr=settings["learning_rate"], batch_size=128, dropout_rate=0.2, deterministic=True,
+            recommend_torch_device="cpu",
         )  # fmt: skip
     model.fit(dataset)
     return model, dataset

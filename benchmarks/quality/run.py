@@ -1,7 +1,8 @@
 """Run the cells that are not there yet, each in a process of its own, as many at once as there are cores. No JVM.
 
 A cell is keyed by everything that it follows from: the prepared data, its configuration, the seed, the code and the
-libraries. So a run that was stopped goes on, and a changed model is measured anew.
+libraries. So a run that was stopped goes on, and a changed model is measured anew. The weights of a trained cell have a
+key of their own, so that cells that differ in what they serve share them.
 """
 
 from __future__ import annotations
@@ -31,24 +32,27 @@ _HERE: Final = Path(__file__).parent
 _CORE: Final = PROJECT_ROOT / "gesr_core"
 # What decides a cell's figures; how cells are run and shown does not.
 _MEASURING: Final = [_HERE / f"{name}.py" for name in ("prepared", "measures", "work")]
+_TRAINING: Final = [_HERE / "prepared.py", _HERE / "trained.py", *map(_CORE.joinpath, ("model", "ops", "training"))]
 _CODE: Final[Mapping[str, Sequence[Path]]] = {
     "rival": [*_MEASURING, _HERE / "rivals.py", _HERE / "tifu_knn.py"],
     "external": [*_MEASURING, _HERE / "external.py", _HERE / "rectools_scores.py"],
-    "trained": [
-        *_MEASURING, _HERE / "trained.py", _CORE / "model", _CORE / "ops", _CORE / "training", _CORE / "runtime",
-    ],
-}  # fmt: skip
+    "trained": [*_MEASURING, *_TRAINING, _CORE / "runtime"],
+}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One cell of one data set with one seed; `problem` says why it has no result (not built, failed, not run)."""
+    """One cell of one data set with one seed; `problem` says why it has no result (not built, failed, not run).
+
+    `kept` is where the weights of a trained cell are.
+    """
 
     data: str
     cell: Cell
     seed: int
     place: Place | None = None
     problem: str | None = None
+    kept: Path | None = None
 
 
 def jobs_of(cells: Sequence[Cell], prepared: Mapping[str, Prepared], *, quick: bool) -> list[Job]:
@@ -60,7 +64,8 @@ def jobs_of(cells: Sequence[Cell], prepared: Mapping[str, Prepared], *, quick: b
         if data in cell.data
         for seed in seeds_of(cell, quick=quick)
     ]
-    return sorted(found, key=lambda job: job.seed)
+    # Cells that take the weights of another come after it.
+    return sorted(found, key=lambda job: (job.seed, bool(job.cell.serving)))
 
 
 def run_jobs(jobs: Sequence[Job], prepared: Mapping[str, Prepared], *, workers: int, budget_s: float) -> list[Job]:
@@ -71,20 +76,28 @@ def run_jobs(jobs: Sequence[Job], prepared: Mapping[str, Prepared], *, workers: 
 
 
 def _job(cell: Cell, prepared: Prepared, seed: int, *, data: str) -> Job:
+    libraries = {name: metadata.version(name) for name in LIBRARIES}
     follows_from: dict[str, Any] = {
         "data": prepared.key, "cell": cell.name, "seed": seed, "code": code_hash(_CODE[cell.kind]),
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "libraries": libraries,
     }  # fmt: skip
+    kept = None
     if cell.kind == "trained":
         try:
-            config = cell_config(cell, data, seed=seed)
+            config, served = (cell_config(cell, data, seed=seed, served=served) for served in (False, True))
         except NotBuilt as err:
             return Job(data, cell, seed, problem=f"not built: {err}")
-        sections = {"features", "labels", "histories", "training", "scoring"}
-        follows_from["config"] = config.model_dump(mode="json", include=sections)
-        follows_from["model"] = config.models[cell.model].model_dump(mode="json")
+        trained_from = {
+            "data": prepared.key, "seed": seed, "code": code_hash(_TRAINING), "libraries": libraries,
+            "on_validation": cell.on_validation, "model": config.models[cell.model].model_dump(mode="json"),
+            "config": config.model_dump(mode="json", include={"features", "labels", "histories", "training"}),
+        }  # fmt: skip
+        kept = ROOT / "quality" / data / f"weights/{cell.model}-{seed}-{key_of(trained_from)}"
+        follows_from["trained"] = trained_from
+        follows_from["served"] = served.models[cell.model].model_dump(mode="json")
+        follows_from["scoring"] = config.scoring.model_dump(mode="json")
     place = Place.of(ROOT / "quality", data=data, cell=cell.name, seed=seed, key=key_of(follows_from))
-    return Job(data, cell, seed, place)
+    return Job(data, cell, seed, place, kept=kept)
 
 
 def _run(job: Job, prepared: Prepared, *, ends_s: float) -> Job:
@@ -98,7 +111,7 @@ def _run(job: Job, prepared: Prepared, *, ends_s: float) -> Job:
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("w") as out:
         done = subprocess.run(
-            [*command, str(prepared.folder), str(job.place.json)],
+            [*command, str(prepared.folder), str(job.place.json), str(job.kept or "")],
             cwd=PROJECT_ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT)},
             stdout=out,

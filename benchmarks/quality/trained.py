@@ -8,17 +8,23 @@ Legend: R items, P pairs, B requests, N candidates, S tasks.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
+from benchmarks.quality.folders import draft_folder
 from benchmarks.quality.prepared import Prepared, Step, TestSet
 from gesr_core.config import Config
+from gesr_core.content import json_bytes
 from gesr_core.dates import request_time_us
 from gesr_core.errors import ConfigurationError
 from gesr_core.model.build import Model, build_model
@@ -29,7 +35,7 @@ from gesr_core.training.data import index_of, sorted_by_key
 from gesr_core.training.features import FeatureSpace
 from gesr_core.training.loop import learn_date, train
 from gesr_core.training.readers import RequestReader
-from gesr_core.training.trainer import fit_features, training_data, training_settings
+from gesr_core.training.trainer import TrainingSet, fit_features, training_data, training_settings
 
 _CODES: Final = "codes_RQ"
 
@@ -45,45 +51,88 @@ class Scored:
 
 
 def learn_and_score(
-    prepared: Prepared, config: Config, *, model_name: str, on_validation: bool = False
+    prepared: Prepared, config: Config, *, served: Config, model_name: str, kept: Path, on_validation: bool = False
 ) -> Iterator[Scored]:
-    """Learn date after date, and yield each test ds as it stands then; or the validation ds alone, not yet learned.
+    """Yield each test ds as the model stood then; or the validation ds alone, not yet learned.
+
+    Args:
+        prepared: the data.
+        config: what to train from.
+        served: what to score from: `config`, or one whose model has the same weights and serves another logit of them.
+        model_name: a section of `models`.
+        kept: where the weights are kept; what is there already is not trained again.
+        on_validation: measure on the validation ds, which is then not learned.
 
     Raises:
         ConfigurationError: what is measured on the validation ds would be learned (`training.catch_up_rate`).
     """
     if on_validation and config.training.catch_up_rate:
         raise ConfigurationError("measured on the validation ds, a model must not catch up with it")
-    started_s = time.monotonic()
-    data, regime = prepared.training_set(), prepared.regime
+    regime = prepared.regime
+    steps = (Step(regime.validation, regime.validation),) if on_validation else regime.steps
+    data = prepared.training_set()
     features = fit_features(data, config)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    # Cells that share their weights may begin at once: one trains.
+    with FileLock(f"{kept}.lock"):
+        if not kept.is_dir():
+            with draft_folder(kept) as draft:
+                _learn(prepared, data, features, config, model_name=model_name, steps=steps, folder=draft)
+    model = build_model(served.models[model_name], features.sizes)
+    for number, step in enumerate(steps):
+        started_s = time.monotonic()
+        model.load_state_dict(load_file(_weights(kept, number)))
+        test = prepared.test(step.test)
+        table = prepared.items([step.test])[step.test]
+        logit_PS, codes_used = score_pairs(model, test, table, features, config=served)
+        weights = np.asarray(served.labels.score_weights(features.tasks))
+        facts = json.loads(_facts(kept, number).read_bytes())
+        facts |= {"codes_used": codes_used, "codes": getattr(served.models[model_name], "codes", None)}
+        facts |= {"score_s": time.monotonic() - started_s}
+        yield Scored(test, logit_PS @ weights, logit_PS, facts)
+
+
+def _learn(
+    prepared: Prepared,
+    data: TrainingSet,
+    features: FeatureSpace,
+    config: Config,
+    *,
+    model_name: str,
+    steps: Sequence[Step],
+    folder: Path,
+) -> None:
+    """Train, then learn date after date; write the weights that each step is measured with, and what is known of it."""
+    started_s = time.monotonic()
     torch.manual_seed(config.training.seed)
     model = build_model(config.models[model_name], features.sizes)
     training = training_data(data, features)
     settings = training_settings(config)
-    # Its end learns the validation ds, which is what the first step asks for.
+    # Its end learns the validation ds, unless that is what is measured: it is what the first step asks for.
     result = train(model, training, settings=settings)
     model.load_state_dict(result.weights)
     # Different pairs, however many epochs saw them.
-    pairs = count_pairs(data.training) + (0 if on_validation else count_pairs(data.validation))
+    pairs = count_pairs(data.training) + (count_pairs(data.validation) if config.training.catch_up_rate else 0)
     facts: dict[str, Any] = {
         "epochs": [dict(epoch) for epoch in result.epochs], "best_epoch": result.best_epoch,
         "parameters": sum(p.numel() for p in model.parameters()), "items_known": len(features.item_ids),
     }  # fmt: skip
-    steps = (Step(regime.validation, regime.validation),) if on_validation else regime.steps
     for number, step in enumerate(steps):
         if number:
             reader = prepared.learn(step.learn)
             learn_date(model, training, reader=reader, settings=settings)
             pairs += count_pairs(reader)
-        trained_s = time.monotonic()
-        test = prepared.test(step.test)
-        table = prepared.items([step.test])[step.test]
-        logit_PS, codes_used = score_pairs(model, test, table, features, config=config)
-        codes = {"codes_used": codes_used, "codes": getattr(config.models[model_name], "codes", None)}
-        weights = np.asarray(config.labels.score_weights(features.tasks))
-        seconds = {"elapsed_s": time.monotonic() - started_s, "score_s": time.monotonic() - trained_s}
-        yield Scored(test, logit_PS @ weights, logit_PS, {**facts, **codes, **seconds, "pairs_learned": pairs})
+        save_file(dict(model.state_dict()), _weights(folder, number))
+        known = {**facts, "pairs_learned": pairs, "train_s": time.monotonic() - started_s}
+        _facts(folder, number).write_bytes(json_bytes(known))
+
+
+def _weights(folder: Path, number: int) -> Path:
+    return folder / f"step-{number}.safetensors"
+
+
+def _facts(folder: Path, number: int) -> Path:
+    return folder / f"step-{number}.json"
 
 
 def count_pairs(reader: RequestReader) -> int:

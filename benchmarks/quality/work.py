@@ -1,4 +1,4 @@
-"""Compute one cell, in a process of its own: `python -m benchmarks.quality.work DATA CELL SEED FOLDER PLACE`."""
+"""Compute one cell, in a process of its own: `python -m benchmarks.quality.work DATA CELL SEED FOLDER PLACE KEPT`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ log = logging.getLogger("benchmarks.quality")
 
 def main(argv: Sequence[str]) -> None:
     """Measure a cell on every test ds and keep it."""
-    data, name, seed, folder, place = argv
+    data, name, seed, folder, place, kept = argv
     cell = next(cell for cell in (*CELLS, *SEARCH) if cell.name == name)
     started_s, prepared = time.monotonic(), open_prepared(Path(folder))
     measured, facts = {}, {}
-    for test, values, found in _orderings(cell, prepared, data=data, seed=int(seed)):
+    for test, values, found in _orderings(cell, prepared, data=data, seed=int(seed), kept=Path(kept)):
         measured[test.ds] = values
         facts[test.ds] = dict(found)
         log.info("%s seed %s, %s: %s", name, seed, test.ds, _in_words(values))
@@ -37,14 +37,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _orderings(
-    cell: Cell, prepared: Prepared, *, data: str, seed: int
+    cell: Cell, prepared: Prepared, *, data: str, seed: int, kept: Path
 ) -> Iterator[tuple[TestSet, dict[str, Measured], Mapping[str, Any]]]:
     if cell.kind == "trained":
         # Only here: a rival needs no torch.
         from benchmarks.quality.trained import learn_and_score
 
-        config = cell_config(cell, data, seed=seed)
-        for scored in learn_and_score(prepared, config, model_name=cell.model, on_validation=cell.on_validation):
+        config, served = (cell_config(cell, data, seed=seed, served=served) for served in (False, True))
+        found = learn_and_score(
+            prepared, config, served=served, model_name=cell.model, kept=kept, on_validation=cell.on_validation
+        )
+        for scored in found:
             tasks = _tasks(cell, scored.test)
             values = {
                 task: measure(scored.test, _score(scored, task, cell), task=i, logit_P=scored.logit_PS[:, i])

@@ -112,6 +112,16 @@ def test_another_setting_seed_or_data_is_another_cell(prepared: dict[str, Prepar
     assert len({place.json for place in places if place}) == 6
 
 
+def test_what_serves_another_logit_of_a_model_shares_its_weights_and_comes_after_it(
+    prepared: dict[str, Prepared],
+) -> None:
+    cells = {cell.name: cell for cell in CELLS}
+    jobs = run.jobs_of([cells["tarq_teacher"], cells["tarq"], cells["tarq_backbone"]], prepared, quick=True)
+    assert [job.cell.name for job in jobs] == ["tarq", "tarq_backbone", "tarq_teacher"]
+    assert jobs[0].kept == jobs[2].kept != jobs[1].kept
+    assert len({job.place for job in jobs}) == 3
+
+
 def test_a_done_cell_is_found_and_one_that_fails_is_named(prepared: dict[str, Prepared]) -> None:
     done, broken = run.jobs_of([TWO_TOWER], prepared, quick=False)
     assert done.place is not None

@@ -19,6 +19,7 @@ from benchmarks.quality.measures import ALL, measure
 from benchmarks.quality.prepared import Prepared, Regime, Step, open_prepared
 from benchmarks.quality.rivals import own_counts, personal_frequency, popularity, retrieval_order
 from benchmarks.quality.trained import codebook_use, learn_and_score
+from gesr_core.config import Config
 from gesr_core.dates import request_time_us
 from gesr_core.errors import ConfigurationError
 from gesr_core.model.build import build_model
@@ -90,6 +91,22 @@ def by_pair(prepared: Prepared, values: np.ndarray) -> Mapping[tuple[int, int], 
     return dict(zip(zip(test.user_P.tolist(), test.item_P.tolist(), strict=True), values.tolist(), strict=True))
 
 
+def learned(
+    prepared: Prepared,
+    config: Config,
+    kept: Path,
+    *,
+    model_name: str = "two_tower",
+    served: Config | None = None,
+    on_validation: bool = False,
+) -> list[trained.Scored]:
+    """Learn, unless the weights are kept already, and score every test ds."""
+    found = learn_and_score(
+        prepared, config, served=served or config, model_name=model_name, kept=kept, on_validation=on_validation
+    )
+    return list(found)
+
+
 @pytest.mark.parametrize("model_name", ["two_tower", "gesr"])
 def test_a_test_ds_is_scored_as_training_scores_it(prepared: Prepared, tmp_path: Path, model_name: str) -> None:
     # Whole toy histories: in real data none is longer than this.
@@ -115,38 +132,52 @@ def test_dates_are_learned_one_after_the_other_and_no_later_one_before_its_test(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     config = toy_config(tmp_path)
-    first, second = learn_and_score(prepared, config, model_name="two_tower")
+    first, second = learned(prepared, config, tmp_path / "first")
     assert (first.test.ds, second.test.ds) == (DAYS[3], DAYS[4])
     assert second.facts["pairs_learned"] == first.facts["pairs_learned"] + 30 * 6
     # What a later ds holds has no influence on an earlier test.
     write(toy_requests(DAYS[3], seed=99), prepared.folder / "learn" / DAYS[3] / "part-0.parquet")
-    again, other = learn_and_score(prepared, config, model_name="two_tower")
+    again, other = learned(prepared, config, tmp_path / "again")
     assert again.logit_PS.tolist() == first.logit_PS.tolist()
     assert other.logit_PS.tolist() != second.logit_PS.tolist()
 
 
 def test_the_validation_ds_is_learned_before_the_first_test(prepared: Prepared, tmp_path: Path) -> None:
     config = toy_config(tmp_path)
-    before = next(learn_and_score(prepared, config, model_name="two_tower"))
+    before, _ = learned(prepared, config, tmp_path / "before")
     write(toy_requests(DAYS[2], seed=99), prepared.folder / "learn" / DAYS[2] / "part-0.parquet")
-    after = next(learn_and_score(prepared, config, model_name="two_tower"))
+    after, _ = learned(prepared, config, tmp_path / "after")
     assert before.logit_PS.tolist() != after.logit_PS.tolist()
 
 
 def test_a_trial_is_measured_on_the_validation_ds_and_does_not_learn_it(prepared: Prepared, tmp_path: Path) -> None:
-    def trial(*overrides: str) -> list[trained.Scored]:
-        config = toy_config(tmp_path, *overrides)
-        return list(learn_and_score(prepared, config, model_name="two_tower", on_validation=True))
+    def trial(name: str, *overrides: str) -> list[trained.Scored]:
+        return learned(prepared, toy_config(tmp_path, *overrides), tmp_path / name, on_validation=True)
 
-    (found,) = trial("training.epochs=1", "training.catch_up_rate=0")
+    (found,) = trial("found", "training.epochs=1", "training.catch_up_rate=0")
     assert found.test.ds == DAYS[2]
     assert found.facts["pairs_learned"] == 60 * 6
     # Other labels to stop by, and with one epoch there is nothing to stop: had it learned them, it would differ.
     write(toy_requests(DAYS[2], seed=99), prepared.folder / "learn" / DAYS[2] / "part-0.parquet")
-    (again,) = trial("training.epochs=1", "training.catch_up_rate=0")
+    (again,) = trial("again", "training.epochs=1", "training.catch_up_rate=0")
     assert again.logit_PS.tolist() == found.logit_PS.tolist()
     with pytest.raises(ConfigurationError, match="catch up"):
-        trial("training.catch_up_rate=0.5")
+        trial("refused", "training.catch_up_rate=0.5")
+
+
+def test_cells_that_serve_another_logit_take_the_weights_that_are_there(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path)
+    teachers = toy_config(tmp_path, "models.tarq.serves=teacher")
+    served = learned(prepared, config, tmp_path / "kept", model_name="tarq")
+    # Nothing is trained any more.
+    monkeypatch.delattr(trained, "train")
+    again = learned(prepared, config, tmp_path / "kept", model_name="tarq")
+    taught = learned(prepared, config, tmp_path / "kept", model_name="tarq", served=teachers)
+    assert [s.logit_PS.tolist() for s in again] == [s.logit_PS.tolist() for s in served]
+    assert [s.facts["pairs_learned"] for s in taught] == [s.facts["pairs_learned"] for s in served]
+    assert taught[1].logit_PS.tolist() != served[1].logit_PS.tolist()
 
 
 def test_a_positive_that_was_not_retrieved_counts_against_every_ordering(prepared: Prepared) -> None:
