@@ -60,14 +60,17 @@ _CANDIDATES: Final = (
 )  # fmt: skip
 # One in five who buys has more than the sample's 64 events; the rivals see them all.
 _HISTORIES: Final = ("histories.max_events=128", "scoring.history_buckets=[8, 16, 32, 64, 128]")
-# To the sample's features: what was bought lately, and whether an item is one that is bought again.
+# To the sample's features: matches of the last days, what sold in the last days (a promotion shows in one), and whether
+# an item is one that is bought again.
 _FEATURES: Final = (
     "features.hard_match=[{history: item_id, candidate: item_id}, {history: product_subclass, candidate: "
-    "product_subclass}, {history: item_id, candidate: item_id, window_days: 28}, {history: product_subclass, "
-    "candidate: product_subclass, window_days: 28}]",
-    "features.item_statistics=[{name: buyers_7d, kind: users, window_days: 7}, {name: buyers_28d, kind: users, "
-    "window_days: 28}, {name: days_since_first_sale, kind: days_since_first}, {name: mean_spend, kind: mean_value, "
-    "window_days: 120}, {name: repeat_share, kind: repeat_share}]",
+    "product_subclass}, {history: item_id, candidate: item_id, window_days: 7}, {history: item_id, candidate: "
+    "item_id, window_days: 28}, {history: product_subclass, candidate: product_subclass, window_days: 28}]",
+    "features.item_statistics=[{name: buyers_1d, kind: users, window_days: 1}, "
+    "{name: buyers_3d, kind: users, window_days: 3}, {name: buyers_7d, kind: users, window_days: 7}, "
+    "{name: buyers_14d, kind: users, window_days: 14}, {name: buyers_28d, kind: users, window_days: 28}, "
+    "{name: days_since_first_sale, kind: days_since_first}, {name: mean_spend, kind: mean_value, window_days: 120}, "
+    "{name: repeat_share, kind: repeat_share}]",
 )
 OVERRIDES: Final = (*_HISTORIES, *_FEATURES)
 # Of the users who buy nothing in a test's label window: enough for calibration to be within a few per mille.
@@ -85,7 +88,8 @@ class Shares:
     test_users: float
 
 
-FULL: Final = Shares(user_rate=0.7, negative_rate=0.06, test_users=1.0)
+# With the validation ds 2.5M pairs are learned before the first test.
+FULL: Final = Shares(user_rate=0.55, negative_rate=0.06, test_users=1.0)
 QUICK: Final = Shares(user_rate=0.25, negative_rate=0.06, test_users=0.3)
 
 
