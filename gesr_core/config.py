@@ -195,7 +195,7 @@ class FeaturesConfig(Section):
     event_signals: list[EventSignal] = []
     hard_match: list[HardMatch] = []
     # Items with fewer events than this before the first validation request share the unknown id's embedding.
-    item_id_min_events: Annotated[int, Field(ge=1)] | None = 5
+    item_id_min_events: Annotated[int, Field(ge=1)] = 5
 
     @model_validator(mode="after")
     def _names_are_consistent(self) -> FeaturesConfig:
@@ -303,27 +303,32 @@ class ImpressionsConfig(Section):
     seed: int
 
 
-class TwoTowerConfig(Section):
-    """The baseline of both papers."""
+class TowersConfig(Section):
+    """What every model has: two towers."""
 
-    name: Literal["two_tower"] = "two_tower"
     width: Annotated[int, Field(gt=0)]
-    id_width: Annotated[int, Field(gt=0)]
+    # Widths of the embeddings of an item's id, and of each categorical feature of items and of users; 0: the model is
+    # not told. What tells one item from another also lets a model learn by heart what sold in the training weeks.
+    id_width: Annotated[int, Field(ge=0)]
+    category_width: Annotated[int, Field(ge=0)]
+    user_category_width: Annotated[int, Field(ge=0)]
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # Log-spaced buckets of an event's age.
     time_buckets: Annotated[int, Field(ge=3)]
 
 
-class GesrConfig(Section):
+class TwoTowerConfig(TowersConfig):
+    """The baseline of both papers."""
+
+    name: Literal["two_tower"] = "two_tower"
+
+
+class GesrConfig(TowersConfig):
     """GESR: the two towers, hard matching, target attention, cross attention and gating."""
 
     name: Literal["gesr"] = "gesr"
-    width: Annotated[int, Field(gt=0)]
-    id_width: Annotated[int, Field(gt=0)]
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     attention_layers: Annotated[int, Field(ge=0)]
     attention_heads: Annotated[int, Field(gt=0)]
-    time_buckets: Annotated[int, Field(ge=3)]
     match_cap: Annotated[int, Field(gt=0)]
     # How far apart pairs stand in the table of counts: match_cap + 1, or the published match_cap.
     match_offset: Literal["padded", "literal"] = "padded"
@@ -344,14 +349,10 @@ class GesrConfig(Section):
         return self
 
 
-class TarqConfig(Section):
+class TarqConfig(TowersConfig):
     """TARQ: two towers with attention, and target attention through the codes of items."""
 
     name: Literal["tarq"] = "tarq"
-    width: Annotated[int, Field(gt=0)]
-    id_width: Annotated[int, Field(gt=0)]
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    time_buckets: Annotated[int, Field(ge=3)]
     heads: Annotated[int, Field(gt=0)]
     # Codebooks, and codes in each: worth it while levels * codes stays below the candidates of a request.
     levels: Annotated[int, Field(gt=0)]

@@ -38,14 +38,14 @@ SIZES = ModelSizes(
     match_columns=(1, 1, 3),
     event_signals=(EventSignal("below_share", 0.3, 0), EventSignal("repeat"), EventSignal("days_since_same")),
 )
-TWO_TOWER = TwoTowerConfig(width=8, id_width=8, dropout=0.1, time_buckets=8)
+WIDTHS: dict[str, Any] = {"width": 8, "id_width": 8, "category_width": 4, "user_category_width": 2, "dropout": 0.1}
+TWO_TOWER = TwoTowerConfig(**WIDTHS, time_buckets=8)
 GESR = GesrConfig(
-    width=8, id_width=8, dropout=0.1, attention_layers=2, attention_heads=2, time_buckets=8,
-    match_cap=2, match_width=4, gate_width=8,
-)  # fmt: skip
-TARQ = TarqConfig(
-    width=8, id_width=8, dropout=0.1, time_buckets=8, heads=2, levels=2, codes=5, head_width=8, warm_up_share=0.0
-)  # fmt: skip
+    **WIDTHS, attention_layers=2, attention_heads=2, time_buckets=8, match_cap=2, match_width=4, gate_width=8
+)
+TARQ = TarqConfig(**WIDTHS, time_buckets=8, heads=2, levels=2, codes=5, head_width=8, warm_up_share=0.0)
+# What a model is not told of: which item it is, and which values categories have.
+UNTOLD = {"id_width": 0, "category_width": 0, "user_category_width": 0}
 CONFIGS: dict[str, AnyModelConfig] = {
     "two_tower": TWO_TOWER,
     "gesr": GESR,
@@ -61,6 +61,7 @@ CONFIGS: dict[str, AnyModelConfig] = {
     "tarq's backbone": TARQ.model_copy(update={"serves": "backbone"}),
     "gesr of cross attention": GESR.model_copy(update={"cross_width": 4, "attention_layers": 0}),
     "gesr of the published offset": GESR.model_copy(update={"match_offset": "literal"}),
+    "gesr of numbers and matches": GESR.model_copy(update={**UNTOLD, "cross_width": 4}),
 }
 
 

@@ -15,12 +15,11 @@ from gesr_core.dates import request_time_us
 
 DATES = ("2001-01-03", "2001-01-10", "2001-01-17")
 ITEMS, USERS = 20, 30
+_TOWERS = {"width": 8, "id_width": 8, "category_width": 4, "user_category_width": 2}
 SMALL = [
-    "models.gesr.width=8", "models.gesr.id_width=8", "models.gesr.gate_width=8", "models.gesr.match_width=4",
-    "models.gesr.cross_width=4",
-    "models.two_tower.width=8", "models.two_tower.id_width=8",
-    "models.tarq.width=8", "models.tarq.id_width=8", "models.tarq.head_width=8", "models.tarq.heads=2",
-    "models.tarq.levels=2", "models.tarq.codes=4",
+    *(f"models.{name}.{key}={value}" for name in ("two_tower", "gesr", "tarq") for key, value in _TOWERS.items()),
+    "models.gesr.gate_width=8", "models.gesr.match_width=4", "models.gesr.cross_width=4",
+    "models.tarq.head_width=8", "models.tarq.heads=2", "models.tarq.levels=2", "models.tarq.codes=4",
     "training.epochs=2", "training.batch_requests=16", "training.threads=1", "training.learning_rate=0.01",
     "histories.max_events=6", "features.item_id_min_events=1",
 ]  # fmt: skip

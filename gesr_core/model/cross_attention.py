@@ -41,13 +41,13 @@ class FeatureTokens(nn.Module):
     """One token per declared feature, and constant ones up to `MIN_TOKENS`."""
 
     def __init__(self, *, widths: Sequence[int], numerics: int, width: int) -> None:
-        """`widths` are those of the features that come embedded."""
+        """`widths` are those of the features that come embedded; those of width 0 do not come."""
         super().__init__()
-        self.embedded = nn.ModuleList(nn.Linear(width_in, width) for width_in in widths)
-        constants = max(0, MIN_TOKENS - len(widths) - numerics)
+        self.embedded = nn.ModuleList(nn.Linear(width_in, width) for width_in in widths if width_in)
+        constants = max(0, MIN_TOKENS - len(self.embedded) - numerics)
         self.slope_FC = nn.Parameter(EMBEDDING_STD * torch.randn(numerics, width))
         self.start_FC = nn.Parameter(EMBEDDING_STD * torch.randn(numerics + constants, width))
-        self.numerics, self.count = numerics, len(widths) + numerics + constants
+        self.numerics, self.count = numerics, len(self.embedded) + numerics + constants
 
     def forward(self, embedded: Sequence[Tensor], numeric_RF: Tensor) -> Tensor:
         """Return tokens [R, count, C] of the embedded features [R, width] and of the numeric ones [R, F]."""

@@ -46,6 +46,8 @@ class Gesr(nn.Module):
         *,
         width: int,
         id_width: int,
+        category_width: int,
+        user_category_width: int,
         dropout: float,
         attention_layers: int,
         attention_heads: int,
@@ -61,10 +63,12 @@ class Gesr(nn.Module):
         super().__init__()
         pairs_counted = sizes.match_pairs if match_width else ()
         self.match_plan, self.match_cap = MatchPlan.of(pairs_counted, sizes.match_columns), match_cap
-        self.item_tower = ItemTower(sizes, width=width, id_width=id_width, dropout=dropout)
+        self.item_tower = ItemTower(
+            sizes, width=width, id_width=id_width, category_width=category_width, dropout=dropout
+        )
         self.events = EventTokens(sizes, age_buckets=time_buckets, width=width)
         self.user_tower = UserTower(
-            sizes, age_buckets=time_buckets, width=width, category_width=id_width // 4, dropout=dropout
+            sizes, age_buckets=time_buckets, width=width, category_width=user_category_width, dropout=dropout
         )
         self.primary = TaskDot(width=width, task_logits=sizes.task_logits)
         matched_width = 2 * match_width if sizes.match_pairs else 0
@@ -95,9 +99,9 @@ class Gesr(nn.Module):
                 width=width,
                 token_width=cross_width,
                 heads=cross_heads,
-                item_widths=[id_width, *([id_width // 2] * len(sizes.item_categories))],
+                item_widths=[id_width, *([category_width] * len(sizes.item_categories))],
                 item_numerics=sizes.item_numerics,
-                user_widths=[width, *([id_width // 4] * len(sizes.user_categories))],
+                user_widths=[width, *([user_category_width] * len(sizes.user_categories))],
                 user_numerics=sizes.user_numerics,
             )
             if cross_width
@@ -117,9 +121,7 @@ class Gesr(nn.Module):
         vector_RD, token_RD = self.item_tower(items)
         extra = self.events.of_items(items)
         if self.cross is not None:
-            tower = self.item_tower
-            embedded = [tower.ids(items.index_R), *tower.categories.each(items.categorical_RC)]
-            extra |= self.cross.of_items(token_RD, embedded, items.numeric_RF)
+            extra |= self.cross.of_items(token_RD, self.item_tower.embedded(items), items.numeric_RF)
         return ItemState(vector_RD, token_RD, items.match_RM, extra)
 
     def encode_user(self, history: History, history_items: ItemState, user: UserFeatures) -> GesrUserState:

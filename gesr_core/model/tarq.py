@@ -139,6 +139,8 @@ class Tarq(nn.Module):
         *,
         width: int,
         id_width: int,
+        category_width: int,
+        user_category_width: int,
         dropout: float,
         time_buckets: int,
         heads: int,
@@ -154,13 +156,15 @@ class Tarq(nn.Module):
         super().__init__()
         self.serves, self.weights, self.temperature = serves, weights, alignment_temperature
         self.warm_up_share, self.revives = warm_up_share, revive
-        self.item_tower = ItemTower(sizes, width=width, id_width=id_width, dropout=dropout)
+        self.item_tower = ItemTower(
+            sizes, width=width, id_width=id_width, category_width=category_width, dropout=dropout
+        )
         self.events = EventTokens(sizes, age_buckets=time_buckets, width=width)
         self.towers = Towers(
             sizes,
             age_buckets=time_buckets,
             width=width,
-            category_width=id_width // 4,
+            category_width=user_category_width,
             heads=heads,
             dropout=dropout,
         )

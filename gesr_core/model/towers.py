@@ -33,17 +33,20 @@ class Categories(nn.Module):
     its values' embeddings.
 
     In a list 0 stands for no value (its end, or a value that training never saw), and a list without any is zeros.
+    With a width of 0 nothing is said of any feature.
     """
 
     def __init__(self, *, sizes: Sequence[int], width: int, columns: Sequence[int] = ()) -> None:
         """`columns` are the features' numbers of columns; empty: one each."""
         super().__init__()
-        self.tables = nn.ModuleList(embedding(size, width) for size in sizes)
+        self.tables = nn.ModuleList(embedding(size, width) for size in sizes if width)
         self.columns = tuple(columns) or (1,) * len(sizes)
         self.width_out = width * len(sizes)
 
     def each(self, categorical_RC: Tensor) -> list[Tensor]:
-        """Return the embedding [..., width] of each feature."""
+        """Return the embedding [..., width] of each feature; with a width of 0 none."""
+        if not self.tables:
+            return []
         features = categorical_RC.split(self.columns, dim=-1)
         return [_embedded(table, index_RW) for table, index_RW in zip(self.tables, features, strict=True)]
 
@@ -57,31 +60,35 @@ class Categories(nn.Module):
 class ItemTower(nn.Module):
     """An item's features to its vector, and to the token that stands for it in a history and as a candidate."""
 
-    def __init__(
-        self,
-        sizes: ModelSizes,
-        *,
-        width: int,
-        id_width: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, sizes: ModelSizes, *, width: int, id_width: int, category_width: int, dropout: float) -> None:
+        """Without an `id_width` items are known by their features alone, without a `category_width` by numbers."""
         super().__init__()
-        self.ids = embedding(sizes.item_ids, id_width, std=2 * EMBEDDING_STD)
+        self.ids = embedding(sizes.item_ids, id_width, std=2 * EMBEDDING_STD) if id_width else None
         self.categories = Categories(
-            sizes=sizes.item_categories, width=id_width // 2, columns=sizes.item_category_columns
+            sizes=sizes.item_categories, width=category_width, columns=sizes.item_category_columns
         )
         width_in = id_width + self.categories.width_out + sizes.item_numerics
         self.vector = mlp(width_in, 2 * width, width, dropout=dropout)
-        # Past the hidden layer, so that from the first step on two vectors are alike where it is the same item.
-        self.own = nn.Linear(id_width, width, bias=False)
-        nn.init.normal_(self.own.weight, std=id_width**-0.5)
+        self.own = None
+        if id_width:
+            # Past the hidden layer, so that from the first step on two vectors are alike where it is the same item.
+            self.own = nn.Linear(id_width, width, bias=False)
+            nn.init.normal_(self.own.weight, std=id_width**-0.5)
         self.token = nn.Linear(width_in, width)
+
+    def embedded(self, items: ItemFeatures) -> list[Tensor]:
+        """Return what there are embeddings of: the id [R, id width] first, then each categorical feature."""
+        ids = [] if self.ids is None else [self.ids(items.index_R)]
+        return [*ids, *self.categories.each(items.categorical_RC)]
 
     def forward(self, items: ItemFeatures) -> tuple[Tensor, Tensor]:
         """Return vector_RD and token_RD."""
-        id_RE = self.ids(items.index_R)
-        input_RE = torch.cat([id_RE, self.categories(items.categorical_RC), items.numeric_RF], dim=-1)
-        return self.vector(input_RE) + self.own(id_RE), self.token(input_RE)
+        embedded = self.embedded(items)
+        input_RE = torch.cat([*embedded, items.numeric_RF], dim=-1)
+        vector_RD = self.vector(input_RE)
+        if self.own is not None:
+            vector_RD = vector_RD + self.own(embedded[0])
+        return vector_RD, self.token(input_RE)
 
 
 class EventTokens(nn.Module):

@@ -32,14 +32,18 @@ class TwoTower(nn.Module):
         *,
         width: int,
         id_width: int,
+        category_width: int,
+        user_category_width: int,
         dropout: float,
         time_buckets: int,
     ) -> None:
         super().__init__()
-        self.item_tower = ItemTower(sizes, width=width, id_width=id_width, dropout=dropout)
+        self.item_tower = ItemTower(
+            sizes, width=width, id_width=id_width, category_width=category_width, dropout=dropout
+        )
         self.events = EventTokens(sizes, age_buckets=time_buckets, width=width)
         self.user_tower = UserTower(
-            sizes, age_buckets=time_buckets, width=width, category_width=id_width // 4, dropout=dropout
+            sizes, age_buckets=time_buckets, width=width, category_width=user_category_width, dropout=dropout
         )
         self.primary = TaskDot(width=width, task_logits=sizes.task_logits)
 

@@ -270,10 +270,8 @@ def fit_feature_space(
     )
 
 
-def _known_items(item_events: pa.Table, *, min_events: int | None) -> tuple[Any, ...]:
-    """Return the ids that get an embedding of their own, sorted; None: no item does."""
-    if min_events is None:
-        return ()
+def _known_items(item_events: pa.Table, *, min_events: int) -> tuple[Any, ...]:
+    """Return the ids that get an embedding of their own, sorted."""
     seen = item_events.filter(pc.greater_equal(item_events["events"], min_events))
     return tuple(pc.unique(seen[Col.ITEM_ID]).sort().to_pylist())
 

@@ -24,7 +24,7 @@ SMALL = (
     "candidates={als_rank: 4, als_iterations: 2, als_min_item_events: 1}",
     "features.item_id_min_events=1",
     "training={epochs: 2, model: gesr}",
-    "models.gesr={width: 8, id_width: 8, attention_layers: 1}",
+    "models.gesr={width: 8, id_width: 8, category_width: 4, user_category_width: 2, attention_layers: 1}",
     "histories.window_days=21",
     "features.item=[{name: product_subclass, kind: categorical}, {name: topics, kind: multi}, "
     "{name: price, kind: numeric}]",

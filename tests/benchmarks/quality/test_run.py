@@ -67,7 +67,7 @@ def test_a_task_alone_is_all_that_is_learned_and_ranked_by() -> None:
 def test_every_model_is_searched_alike_and_trained_as_its_best_trial(data: str) -> None:
     def settings(cell: Cell) -> dict[str, object]:
         config = cell_config(cell, data, seed=1)
-        return {"batch": config.training.batch_requests, "ids": config.features.item_id_min_events,
+        return {"batch": config.training.batch_requests, "ids": config.models[cell.model].id_width,
                 "epochs": config.training.epochs, "patience": config.training.patience}  # fmt: skip
 
     trials = [cell for cell in SEARCH if data in cell.data]

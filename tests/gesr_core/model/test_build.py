@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from gesr_core.config import AnyModelConfig
 from gesr_core.model.build import build_model
 from gesr_core.model.inputs import History, ItemFeatures
-from tests.models import CONFIGS, GESR, SIZES, TWO_TOWER, Inputs, random_inputs, random_model, scores
+from tests.models import CONFIGS, GESR, SIZES, TARQ, TWO_TOWER, UNTOLD, Inputs, random_inputs, random_model, scores
 
 LENGTHS = [0, 1, 4, 6]
 
@@ -53,6 +55,26 @@ def test_a_score_does_not_depend_on_the_batch(model: Any) -> None:
         torch.testing.assert_close(alone, together[b : b + 1])
 
 
+@pytest.mark.parametrize("config", [TWO_TOWER, GESR.model_copy(update={"cross_width": 4}), TARQ], ids=lambda c: c.name)
+@pytest.mark.parametrize("untold", [*UNTOLD])
+def test_of_what_has_no_width_a_model_is_not_told(config: AnyModelConfig, untold: str) -> None:
+    def other(inputs: Inputs) -> Inputs:
+        items, user = inputs.items, inputs.user
+        if untold == "id_width":
+            items = replace(items, index_R=(items.index_R + 1) % 8)
+        elif untold == "category_width":
+            items = replace(items, categorical_RC=(items.categorical_RC + 1) % 3)
+        else:
+            user = replace(user, categorical_BC=(user.categorical_BC + 1) % 3)
+        return replace(inputs, items=items, user=user)
+
+    inputs = random_inputs(LENGTHS)
+    told, not_told = random_model(config), random_model(config.model_copy(update={untold: 0}))
+    assert not torch.equal(scores(told, other(inputs)), scores(told, inputs))
+    assert torch.equal(scores(not_told, other(inputs)), scores(not_told, inputs))
+    assert sum(p.numel() for p in not_told.parameters()) < sum(p.numel() for p in told.parameters())
+
+
 def test_different_candidates_get_different_scores(model: Any) -> None:
     inputs = random_inputs(LENGTHS)
     everything = torch.arange(12).expand(len(LENGTHS), 12)
@@ -94,8 +116,9 @@ def test_empty_histories_give_finite_gradients(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in sorted(CONFIGS) if name.startswith("gesr")])
 def test_at_the_start_gesr_is_the_two_tower(name: str) -> None:
     torch.manual_seed(3)
-    gesr: Any = build_model(CONFIGS[name], SIZES).double().eval()
-    two_tower = random_model(TWO_TOWER)
+    config = CONFIGS[name]
+    gesr: Any = build_model(config, SIZES).double().eval()
+    two_tower = random_model(TWO_TOWER.model_copy(update={untold: getattr(config, untold) for untold in UNTOLD}))
     gesr.load_state_dict(two_tower.state_dict(), strict=False)
     inputs = random_inputs(LENGTHS)
     assert torch.equal(scores(gesr, inputs), scores(two_tower, inputs))

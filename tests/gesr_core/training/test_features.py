@@ -78,17 +78,6 @@ def test_known_values_are_numbered_in_order_and_others_are_0() -> None:
     assert space.encode_items(unseen).categorical_RC.tolist() == [[0]]
 
 
-def test_without_ids_items_are_known_by_their_features_alone() -> None:
-    space = fit(features=FEATURES.model_copy(update={"item_id_min_events": None}))
-    assert space.item_ids == ()
-    assert space.sizes.item_ids == 1
-    encoded, with_ids = space.encode_items(ITEMS), fit().encode_items(ITEMS)
-    assert encoded.index_R.tolist() == [0] * 4
-    assert torch.equal(encoded.categorical_RC, with_ids.categorical_RC)
-    # Equal ids still match: hard matching needs no embedding.
-    assert torch.equal(encoded.match_RM, with_ids.match_RM)
-
-
 def test_numbers_are_normalised_and_missing_ones_stand_at_the_mean() -> None:
     numeric_RF = fit().encode_items(ITEMS).numeric_RF
     assert numeric_RF[:, 0].tolist() == pytest.approx([-0.70711, 0.0, 1.41421, -0.70711], abs=1e-4)
