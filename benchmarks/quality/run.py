@@ -32,11 +32,13 @@ _HERE: Final = Path(__file__).parent
 _CORE: Final = PROJECT_ROOT / "gesr_core"
 # What decides a cell's figures; how cells are run and shown does not.
 _MEASURING: Final = [_HERE / f"{name}.py" for name in ("prepared", "measures", "work")]
-_TRAINING: Final = [_HERE / "prepared.py", _HERE / "trained.py", *map(_CORE.joinpath, ("model", "ops", "training"))]
+# Training decodes and pads requests as serving does.
+_TRAINED_BY: Final = ("model", "ops", "runtime", "training")
+_TRAINING: Final = [_HERE / "prepared.py", _HERE / "trained.py", *map(_CORE.joinpath, _TRAINED_BY)]
 _CODE: Final[Mapping[str, Sequence[Path]]] = {
     "rival": [*_MEASURING, _HERE / "rivals.py", _HERE / "tifu_knn.py"],
     "external": [*_MEASURING, _HERE / "external.py", _HERE / "rectools_scores.py"],
-    "trained": [*_MEASURING, *_TRAINING, _CORE / "runtime"],
+    "trained": [*_MEASURING, *_TRAINING],
 }
 
 
@@ -93,7 +95,7 @@ def _job(cell: Cell, prepared: Prepared, seed: int, *, data: str) -> Job:
             "config": config.model_dump(mode="json", include={"features", "labels", "histories", "training"}),
         }  # fmt: skip
         kept = ROOT / "quality" / data / f"weights/{cell.model}-{seed}-{key_of(trained_from)}"
-        follows_from["trained"] = trained_from
+        follows_from["trained"] = kept.name
         follows_from["served"] = served.models[cell.model].model_dump(mode="json")
         follows_from["scoring"] = config.scoring.model_dump(mode="json")
     place = Place.of(ROOT / "quality", data=data, cell=cell.name, seed=seed, key=key_of(follows_from))
