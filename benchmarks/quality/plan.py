@@ -96,8 +96,8 @@ TRAINING: Final[Mapping[str, tuple[str, ...]]] = {
     "": ("training.threads=1", "training.patience=1", "training.catch_up_rate=0.5"),
     # Wide enough not to be a straw man.
     "two_tower": ("models.two_tower.width=192",),
-    # Whole: every part is on.
-    "gesr": ("models.gesr.cross_width=32",),
+    # Whole: every part is on. One layer, not two: dozens of trainings are to fit the time.
+    "gesr": ("models.gesr.cross_width=32", "models.gesr.attention_layers=1"),
 }
 
 # A model that is not told which item it is, nor its categories, cannot learn by heart what sold in the training weeks;
