@@ -26,6 +26,7 @@ from gesr_core.model.inputs import ItemFeatures, UserFeatures
 from gesr_core.model.sizes import ModelSizes
 from gesr_core.names import Col, user_feature
 from gesr_core.ops.matching import MatchPair
+from gesr_core.training.columns import first_values, match_ids, places, text, transformed
 
 # Ours: a value that far outside what training saw says no more than that it is far outside.
 MAX_NORMALISED = 10.0
@@ -66,9 +67,9 @@ class Vocabulary:
         """Return the int64 indices of a column's values: [R], or [R, max_values] of lists, 0 after their end."""
         known = pa.array(self.values, pa.string())
         if self.max_values is None:
-            return _places(_text(column), known) + 1
+            return places(text(column), known) + 1
         lists = first_values(column, max_values=self.max_values)
-        return lists.spread(_places(_text(lists.values), known) + 1)
+        return lists.spread(places(text(lists.values), known) + 1)
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class FeatureSpace:
         features = [*_names(self.item_categories), *_names(self.item_numerics)]
         _require(items.column_names, [Col.ITEM_ID, *features])
         ids = items.column(Col.ITEM_ID).combine_chunks()
-        index_R = _places(ids, pa.array(self.item_ids, ids.type)) + 1
+        index_R = places(ids, pa.array(self.item_ids, ids.type)) + 1
         return ItemFeatures(
             index_R=torch.from_numpy(index_R),
             categorical_RC=_encoded(self.item_categories, items, rows=len(ids), dtype=np.int64),
@@ -293,76 +294,6 @@ def fit_requests(batches: Iterable[pa.RecordBatch], features: FeaturesConfig) ->
     )
 
 
-@dataclass(frozen=True)
-class ListValues:
-    """Values of a column of R lists: the list and the place that each of them has, at most `columns` a list."""
-
-    row: np.ndarray
-    place: np.ndarray
-    values: pa.Array
-    rows: int
-    columns: int
-
-    def spread(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the values' numbers as [R, columns], 0 after a list's end."""
-        spread = np.zeros((self.rows, self.columns), dtype=np.int64)
-        spread[self.row, self.place] = numbers
-        return spread
-
-
-def first_values(column: pa.Array | pa.ChunkedArray, *, max_values: int) -> ListValues:
-    """Return the distinct values of each list, at most the first `max_values` in the order of their texts.
-
-    Nulls in a list, a null list and an empty one are nothing. No loop over rows.
-    """
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-    values = array.flatten()
-    coded = pc.dictionary_encode(_text(values))
-    # A code in the order of the texts, for the order in which they were met.
-    in_order = np.empty(len(coded.dictionary), dtype=np.int64)
-    in_order[pc.sort_indices(coded.dictionary).to_numpy()] = np.arange(len(coded.dictionary))
-    known = coded.is_valid().to_numpy(zero_copy_only=False)
-    code = in_order[coded.indices.filter(coded.is_valid()).to_numpy()]
-    row = np.repeat(np.arange(len(array)), lengths)[known]
-    width = len(coded.dictionary) + 1
-    distinct, first = np.unique(row * width + code, return_index=True)
-    row = distinct // width
-    place = np.arange(len(row)) - np.searchsorted(row, row)
-    kept = place < max_values
-    found = values.take(pa.array(np.flatnonzero(known)[first][kept]))
-    return ListValues(row[kept], place[kept], found, len(array), max_values)
-
-
-def match_ids(items: pa.Table, fields: Sequence[str], *, lists: Mapping[str, int]) -> Tensor:
-    """Return match_RM (int32): ids that are equal exactly where the values are, over all fields together; null is 0.
-
-    A field has one column; a field of `lists` as many as that says, for its `first_values`.
-    """
-    found = {name: first_values(items.column(name), max_values=width) for name, width in lists.items()}
-    columns = [found[name].values if name in found else items.column(name).combine_chunks() for name in fields]
-    if len({column.type for column in columns}) > 1:
-        columns = [_text(column) for column in columns]
-    if not columns:
-        return torch.zeros(items.num_rows, 0, dtype=torch.int32)
-    # Sorted, so that ids depend on the values alone and not on the order of rows.
-    values = pc.unique(pa.chunked_array(columns)).drop_null().sort()
-    ids = [_places(column, values) + 1 for column in columns]
-    wide = [
-        found[name].spread(number) if name in found else number[:, None]
-        for name, number in zip(fields, ids, strict=True)
-    ]
-    return torch.from_numpy(np.concatenate(wide, axis=1)).to(torch.int32)
-
-
-def transformed(column: pa.Array | pa.ChunkedArray, transform: str) -> np.ndarray:
-    """Return a numeric column as float64 after `transform`, NaN where it is null or not finite."""
-    numbers = pc.fill_null(pc.cast(column, pa.float64()), float("nan")).to_numpy(zero_copy_only=False)
-    finite = np.where(np.isfinite(numbers), numbers, np.nan)
-    # log1p keeps the sign, so that a negative number is not lost.
-    return np.sign(finite) * np.log1p(np.abs(finite)) if transform == "log1p" else finite
-
-
 def _vocabulary(feature: Feature, columns: Sequence[pa.Array | pa.ChunkedArray]) -> Vocabulary:
     return _vocabulary_of(feature, [_texts(feature, column) for column in columns])
 
@@ -380,7 +311,7 @@ def _texts(feature: Feature, column: pa.Array | pa.ChunkedArray) -> pa.Array | p
     """The values of a categorical or multi-valued column, as texts."""
     if feature.kind == "multi":
         column = first_values(column, max_values=feature.max_values).values
-    return _text(column)
+    return text(column)
 
 
 def _match_pair(pair: HardMatch, fields: Sequence[str], *, actions: Sequence[str]) -> MatchPair:
@@ -421,16 +352,6 @@ def _encoded(
     parts = [np.empty((rows, 0), dtype=dtype)]
     parts += [feature.encode(columns[feature.name]).reshape(rows, feature.columns) for feature in features]
     return torch.from_numpy(np.concatenate(parts, axis=1))
-
-
-def _places(column: pa.Array | pa.ChunkedArray, values: pa.Array) -> np.ndarray:
-    """Each value's place in `values`, -1 for null and for values that are not there."""
-    places = pc.fill_null(pc.index_in(column, value_set=values, skip_nulls=True), -1)
-    return places.to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def _text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    return column if pa.types.is_string(column.type) else pc.cast(column, pa.string())
 
 
 def _names(features: Sequence[Encoder]) -> list[str]:
