@@ -119,12 +119,12 @@ TRIALS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     },
 }
 MODELS: Final = ("two_tower", "gesr", "tarq")
-# What `--search` found best for each model: the highest NDCG@10, in the mean of with and without the most bought item.
-# Not tried yet: on Ta Feng tarq with ids and two epochs of two_tower, on MovieLens items without ids. A model's
-# variants are trained as the model is.
+# What `--search` found best for each model: the highest NDCG@10, in the mean of with and without the most bought item
+# (benchmarks/results/quality_search.cpu.json), but for gesr on Ta Feng: two epochs of it untold were 0.0012 better, and
+# the 25 trainings there would not fit the time. A model's variants are trained as the model is.
 CHOSEN: Final[Mapping[str, Mapping[str, str]]] = {
     ta_feng.NAME: {"two_tower": "one_epoch", "gesr": "untold", "tarq": "one_epoch"},
-    ml_100k.NAME: {"two_tower": "twelve_epochs", "gesr": "four_epochs", "tarq": "twelve_epochs"},
+    ml_100k.NAME: {"two_tower": "twelve_epochs", "gesr": "four_epochs", "tarq": "four_epochs"},
 }
 SEARCH: Final[tuple[Cell, ...]] = tuple(
     Cell(
