@@ -86,9 +86,16 @@ CELLS: Final[tuple[Cell, ...]] = (
     # The teacher that taught tarq, and not one trained by itself.
     Cell("tarq_teacher", "trained", 2, "tarq", serving=("models.tarq.serves=teacher",)),
     Cell("tarq_backbone", "trained", 2, "tarq", ("models.tarq.serves=backbone",)),
-    # Revival of dead codes would hide what alignment does.
-    Cell("tarq_alignment", "trained", 2, "tarq", ("models.tarq.revive=false",)),
-    Cell("tarq_no_alignment", "trained", 2, "tarq", ("models.tarq.revive=false", "models.tarq.alignment_weight=0.0")),
+    # Revival of dead codes would hide what alignment does. Where the catalogue is large: small ones use every code.
+    Cell("tarq_alignment", "trained", 2, "tarq", ("models.tarq.revive=false",), data=(ta_feng.NAME,)),
+    Cell(
+        "tarq_no_alignment",
+        "trained",
+        2,
+        "tarq",
+        ("models.tarq.revive=false", "models.tarq.alignment_weight=0.0"),
+        data=(ta_feng.NAME,),
+    ),
 )
 
 # What every trained cell starts from (''), and each model on top of it.

@@ -40,13 +40,17 @@ def _fit(settings: dict[str, Any]) -> tuple[Any, Dataset]:
     dataset = Dataset.construct(events)
     if settings["model"] == "ease":
         model: Any = EASEModel(regularization=settings["regularization"], recommend_n_threads=1)
-    else:
-        model = SASRecModel(
-            n_factors=settings["width"], n_blocks=2, n_heads=2, session_max_len=settings["session_max_len"],
-            epochs=settings["epochs"], loss="gBCE", n_negatives=settings["negatives"], gbce_t=0.75,
-            lr=settings["learning_rate"], batch_size=128, dropout_rate=0.2, deterministic=True,
-            recommend_torch_device="cpu",
-        )  # fmt: skip
+        model.fit(dataset)
+        # EASE's values are X B (Steck 2019, with B_ij = -P_ij / P_jj); RecTools 0.19 ranks by X B^T, which values an
+        # item by what it says of others.
+        model.weight = np.ascontiguousarray(model.weight.T)
+        return model, dataset
+    model = SASRecModel(
+        n_factors=settings["width"], n_blocks=2, n_heads=2, session_max_len=settings["session_max_len"],
+        epochs=settings["epochs"], loss="gBCE", n_negatives=settings["negatives"], gbce_t=0.75,
+        lr=settings["learning_rate"], batch_size=128, dropout_rate=0.2, deterministic=True,
+        recommend_torch_device="cpu",
+    )  # fmt: skip
     model.fit(dataset)
     return model, dataset
 
@@ -79,7 +83,10 @@ def _score(fitted: tuple[Any, Dataset], settings: dict[str, Any]) -> np.ndarray:
 
 
 def _ease_values(model: EASEModel, asked: Dataset) -> tuple[pd.Index, pd.Index, Callable[[int, int], np.ndarray]]:
-    """Return requests, items, and the values of some requests for every item: what was bought, times the weights."""
+    """Return requests, items, and the values of some requests for every item: what was bought, times the weights.
+
+    As `recommend` multiplies; `_fit` turned the weights so that this is EASE's product.
+    """
     bought = asked.get_user_item_matrix(include_weights=True)
     ids = pd.Index(asked.user_id_map.external_ids), pd.Index(asked.item_id_map.external_ids)
     return *ids, lambda first, last: bought[first:last] @ model.weight.T

@@ -3,14 +3,16 @@
 That logits are several, parallel and gated per dimension is the paper's; the formula is ours:
 g_k = 2 sigmoid(W2_k act(W1_k x_k)), z_k = head_k(g_k * x_k), z = z_0 + sum_k alpha_k z_k, alpha per task.
 
-Legend: B requests, N candidates, X width of one input, S tasks.
+Legend: B requests, N candidates, X width of one input, K hidden width of a head, S tasks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gesr_core.model.towers import mlp
@@ -30,7 +32,10 @@ class GatedLogits(nn.Module):
 
     def forward(self, input_BNX: Tensor) -> Tensor:
         """Return logits_BNS."""
-        return self.head(2 * torch.sigmoid(self.gate(input_BNX)) * input_BNX)
+        first = cast(nn.Linear, self.head[0])
+        # The gate's factor 2 goes into the weights, which changes no bit: there are far more pairs than weights.
+        hidden_BNK = F.linear(torch.sigmoid(self.gate(input_BNX)) * input_BNX, 2 * first.weight, first.bias)
+        return cast(Tensor, self.head[1:](hidden_BNK))
 
 
 class PlainLogit(nn.Module):

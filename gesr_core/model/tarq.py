@@ -291,8 +291,9 @@ class Tarq(nn.Module):
         left_BND, codes_BNQ = taught_BND.detach(), candidates.extra[CODES]
         reconstruction_BN = 0.5 * (gathered(state.found_BQSD, codes_BNQ) - left_BND).square().sum(-1)
         latent_BND, alignment_BN = candidates.extra[LATENT], torch.zeros_like(reconstruction_BN)
-        for level, code_SD in enumerate(self.codebooks.codes_QSD):
-            found_BSD, code_BN = state.found_BQSD[:, level], codes_BNQ[..., level]
+        # Unbound, not indexed: the gradient of each index would fill a tensor of all levels with zeros.
+        levels = (self.codebooks.codes_QSD.unbind(0), state.found_BQSD.unbind(1), codes_BNQ.unbind(-1))
+        for code_SD, found_BSD, code_BN in zip(*levels, strict=True):
             of_item_BNS = (-squared_distances(latent_BND, code_SD) / self.temperature).softmax(-1)
             of_pair_BNS = (-squared_distances(left_BND, found_BSD) / self.temperature).softmax(-1)
             alignment_BN = alignment_BN + _symmetric_kl(of_item_BNS, of_pair_BNS)
@@ -332,9 +333,10 @@ class Tarq(nn.Module):
 
 def gathered(found_BQSD: Tensor, codes_BNQ: Tensor) -> Tensor:
     """Return found_BND, h_rq of the paper: the sum over levels of what a candidate's codes found."""
-    found_BND = _taken(found_BQSD[:, 0], codes_BNQ[..., 0])
-    for level in range(1, found_BQSD.shape[1]):
-        found_BND = found_BND + _taken(found_BQSD[:, level], codes_BNQ[..., level])
+    levels = zip(found_BQSD.unbind(1), codes_BNQ.unbind(-1), strict=True)
+    found_BND, *others = (_taken(found_BSD, code_BN) for found_BSD, code_BN in levels)
+    for of_level_BND in others:
+        found_BND = found_BND + of_level_BND
     return found_BND
 
 
