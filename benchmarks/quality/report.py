@@ -18,6 +18,8 @@ MEASURES: Final = ("ndcg", "recall", "gauc", "auc", "ne")
 _BETTER_LOW: Final = ("ne",)
 BASELINE: Final = "two_tower"
 RIVALS: Final = tuple(cell.name for cell in CELLS if cell.kind != "trained")
+# The whole model of which a cell leaves something out.
+WHOLE: Final = {cell.name: cell.model for cell in CELLS if cell.model not in ("", cell.name)}
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def rows(comparisons: Comparisons) -> Iterator[dict[str, Any]]:
                     row["seeds"] = len(results)
                     row["measures"] = dict(_spread(data, name, ds, segment, task))
                     if task == tasks[0]:
-                        for other in (BASELINE, data.strongest_rival):
+                        for other in (BASELINE, data.strongest_rival, WHOLE.get(name)):
                             if other and other != name:
                                 row[f"against_{other}"] = dict(_against(comparisons, name, other, ds, segment))
                     yield row
