@@ -19,7 +19,8 @@ from tests.toy import toy_config, toy_events, write_toy_inputs
 # One build of three ds for all tests here: some dozens of Spark jobs.
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]
 
-REGIME = Regime(("2024-02-24",), "2024-03-02", (Step("2024-03-02", "2024-03-09"),))
+# The second step is there for what it learns, and measures what the first does.
+REGIME = Regime(("2024-02-24",), "2024-03-02", (Step("2024-03-02", "2024-03-09"), Step("2024-03-09", "2024-03-09")))
 TEST = REGIME.tests[0]
 EVENTS = toy_events()
 
@@ -31,7 +32,7 @@ def build(spark_session: SparkSession, tmp_path_factory: pytest.TempPathFactory)
     config = toy_config(root / "tables", "candidates.als_items=0", "candidates.active_days=60")
     write_toy_inputs(spark_session, config, candidates=[])
     (root / "prepared").mkdir()
-    shares = Shares(user_rate=1.0, negative_rate=0.5, test_users=1.0)
+    shares = Shares(user_rate=1.0, negative_rate=0.5, later_user_rate=0.5, test_users=1.0)
     build = Build(spark_session, config, REGIME, shares, root / "prepared")
     for ds in build.missing():
         build.add(ds)
@@ -109,6 +110,14 @@ def test_the_training_dates_are_mixed_and_known_items_lie_before_the_validation(
     before = [item for _, item, when, *_ in EVENTS if when < request_time(REGIME.validation)]
     counts = dict(zip(train.item_events["item_id"].to_pylist(), train.item_events["events"].to_pylist(), strict=True))
     assert counts == {item: before.count(item) for item in set(before)}
+
+
+def test_of_the_ds_after_the_first_test_a_share_of_the_users_is_learned(prepared: Prepared) -> None:
+    users = {ds: set(pq.read_table(prepared.folder / "learn" / ds)["user_id"].to_pylist()) for ds in REGIME.learned}
+    known = {ds: {user for user, _, when, *_ in EVENTS if when < request_time(ds)} for ds in users}
+    assert all(users[ds] == known[ds] for ds in ("2024-02-24", "2024-03-02"))
+    assert 0 < len(users[TEST]) < 0.8 * len(known[TEST])
+    assert users[TEST] < known[TEST]
 
 
 def test_a_ds_that_is_there_is_not_built_again(build: Build) -> None:
