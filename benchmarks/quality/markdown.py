@@ -80,6 +80,22 @@ def ablation(line: Line) -> Iterator[str]:
         yield ""
 
 
+def parts(line: Line) -> Iterator[str]:
+    """Yield one table: the models and their parts on every data set, in the mean of the ds."""
+    found = {data: line.cells(data) for data in line.data}
+    names = dict.fromkeys(name for cells in found.values() for name in cells)
+    measures = [(data, measure) for data in found for measure in ("ndcg", "ne")]
+    heads = [f"{data}, {'NDCG@10' if measure == 'ndcg' else 'NE'}" for data, measure in measures]
+    yield from _table(
+        ["", *heads],
+        [
+            [f"`{name}`", *(_pair(found[data].get(name, ()), measure) for data, measure in measures)]
+            for name in names
+            if name in (BASELINE, *WHOLE, *WHOLE.values())
+        ],
+    )
+
+
 def goals(line: Line) -> Iterator[str]:
     """Yield the goals and what became of them."""
     rows = [
@@ -98,6 +114,7 @@ def goals(line: Line) -> Iterator[str]:
 BLOCKS: Final[Mapping[str, Callable[[Line], Iterator[str]]]] = {
     "comparison": comparison,
     "ablation": ablation,
+    "parts": parts,
     "goals": goals,
 }
 

@@ -51,6 +51,14 @@ def test_a_part_is_compared_with_the_whole_and_only_what_is_between_the_marks_ch
     assert filled(found, LINE) == found
 
 
+def test_parts_stand_side_by_side_for_every_data_set() -> None:
+    other = [dict(one, data="ml_100k") for one in ROWS if one["cell"] == "gesr"]
+    found = filled(document("parts"), Line({"rows": [*ROWS, *other], "goals": []}))
+    assert "|  | ta_feng, NDCG@10 | ta_feng, NE | ml_100k, NDCG@10 | ml_100k, NE |\n" in found
+    assert "| `gesr` | 0.2500 (0.1250) |  | 0.2500 (0.1250) |  |\n" in found
+    assert "| `gesr_without_gating` | 0.1500 (0.0750) |  |  |  |\n" in found
+
+
 def test_the_comparison_has_every_ds_and_the_goals_their_verdicts() -> None:
     assert "| `gesr` | 2 | 0.2000 (0.1000) | 0.3000 (0.1500) |  |  |\n" in filled(document("comparison"), LINE)
     assert "| g | 2 | 1.5000 | **missed** | n |\n" in filled(document("goals"), LINE)
