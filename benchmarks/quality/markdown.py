@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
@@ -128,9 +127,9 @@ def filled(text: str, line: Line) -> str:
     return _BLOCK.sub(block, text)
 
 
-def kept_line(path: Path = KEPT) -> Line:
+def kept_line() -> Line:
     """Read the line that documents quote."""
-    return Line(json.loads(path.read_bytes()))
+    return Line(json.loads(KEPT.read_bytes()))
 
 
 def _pair(rows: Sequence[Mapping[str, Any]], measure: str, dates: Sequence[str] = ()) -> str:

@@ -86,7 +86,7 @@ CELLS: Final[tuple[Cell, ...]] = (
     # The teacher that taught tarq, and not one trained by itself.
     Cell("tarq_teacher", "trained", 2, "tarq", serving=("models.tarq.serves=teacher",)),
     Cell("tarq_backbone", "trained", 2, "tarq", ("models.tarq.serves=backbone",)),
-    # Revival of dead codes would hide what alignment does. Where the catalogue is large: small ones use every code.
+    # Revival of dead codes would hide what alignment does. Of the larger catalogue alone, for the time.
     Cell("tarq_alignment", "trained", 2, "tarq", ("models.tarq.revive=false",), data=(ta_feng.NAME,)),
     Cell(
         "tarq_no_alignment",
