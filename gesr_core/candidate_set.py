@@ -18,6 +18,7 @@ from gesr_core.dates import request_time_us, shift_ds
 from gesr_core.errors import InputError
 from gesr_core.io.tables import table_detail, table_exists
 from gesr_core.join.impressions import build_impressions, sample_users
+from gesr_core.join.labels import positives
 from gesr_core.join.retrieval import Retrieval, fit_retrieval, retrieve
 from gesr_core.names import Col, Role
 from gesr_core.sink.provenance import Provenance, content_digests, settings_hash, stale_partitions
@@ -32,7 +33,7 @@ _SECTIONS: Final[dict[Role, dict[str, Any]]] = {
     Role.CANDIDATES: {"candidates": True},
     Role.IMPRESSIONS: {
         "candidates": True,
-        "impressions": {"user_rate", "negative_rate", "unexposed_items", "seed"},
+        "impressions": {"user_rate", "unlabelled_user_rate", "negative_rate", "unexposed_items", "seed"},
         "labels": True,
     },
 }
@@ -103,13 +104,15 @@ def build_candidate_set(
 
 
 def _impressions(retrieval: Retrieval, events: DataFrame, dates: Sequence[str], config: Config) -> DataFrame:
-    users = sample_users(retrieval.users.where(F.col(Col.DS).isin(*dates)), settings=config.impressions)
+    labels = config.labels
+    labelled = positives(events, dates=dates, window_days=labels.window_days, tasks=labels.tasks)
+    users = sample_users(retrieval.users.where(F.col(Col.DS).isin(*dates)), labelled, settings=config.impressions)
     return build_impressions(
         retrieve(retrieval, users, settings=config.candidates),
         events,
         users=users,
         items=retrieval.numbered.items,
         dates=dates,
-        labels=config.labels,
+        labels=labels,
         settings=config.impressions,
     )

@@ -293,6 +293,8 @@ class ImpressionsConfig(Section):
 
     # Share of a date's users that is kept, by a seeded hash.
     user_rate: Annotated[float, Field(gt=0, le=1)]
+    # Of those, the share that is kept of users without any label; one kept stands for those left out, by its weight.
+    unlabelled_user_rate: Annotated[float, Field(gt=0, le=1)]
     # That many past dates, `step_days` apart; the last label window closes at the request time of --ds.
     dates: Annotated[int, Field(ge=2)]
     step_days: Annotated[int, Field(gt=0)]

@@ -46,6 +46,7 @@ class Col:
     # impressions
     SHOWN_TS: Final = "shown_ts"
     SAMPLING_RATE: Final = "sampling_rate"
+    SAMPLING_WEIGHT: Final = "sampling_weight"
     EXPOSED: Final = "exposed"
     # histories
     HISTORY: Final = "history"

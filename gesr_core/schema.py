@@ -111,6 +111,7 @@ def written_columns(
             Col.ITEM_ID: item,
             Col.SHOWN_TS: "timestamp",
             Col.SAMPLING_RATE: "float",
+            Col.SAMPLING_WEIGHT: "float",
             Col.EXPOSED: "boolean",
             **{label(task): "int" for task in tasks},
         },

@@ -73,7 +73,7 @@ def pin_inputs(spark: SparkSession, config: Config, *, ds: str) -> TrainingInput
         Role.EVENTS: {},
         Role.ITEMS: {"features": [f.name for f in features.item], "lists": list_names(features.item)},
         Role.USERS: {"features": [f.name for f in features.user], "lists": list_names(features.user)},
-        Role.IMPRESSIONS: {"tasks": tasks, "features": [Col.SAMPLING_RATE, Col.EXPOSED]},
+        Role.IMPRESSIONS: {"tasks": tasks, "features": [Col.SAMPLING_RATE, Col.SAMPLING_WEIGHT, Col.EXPOSED]},
     }
     versions = {role: table_version(spark, config.table(role)) for role in _ROLES}
     ids = {role: table_detail(spark, config.table(role)).id for role in _ROLES}

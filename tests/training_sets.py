@@ -77,6 +77,7 @@ def toy_requests(ds: str, *, seed: int, users: int = USERS, string_ids: bool = F
         "label_bought": pa.array(rows["labels"], pa.list_(pa.int32())),
         "label_bought_high_spend": pa.array([np.zeros(6, np.int32) for _ in range(users)], pa.list_(pa.int32())),
         "sampling_rate": pa.array([np.full(6, 0.2, np.float32)] * users, pa.list_(pa.float32())),
+        "sampling_weight": pa.array([[1.0 + user % 2] * 6 for user in range(users)], pa.list_(pa.float32())),
         "exposed": pa.array([[True] * 5 + [False]] * users, pa.list_(pa.bool_())),
     }
     if string_ids:

@@ -178,7 +178,7 @@ class Prepared:
         item_P = _flat(rows, Col.CANDIDATE_ITEM_ID)
         unit_P = np.repeat(unit_B, count_B)
         label_PS = np.stack([_flat(rows, label(task)) for task in tasks], axis=1)
-        rate_P = _flat(rows, Col.SAMPLING_RATE).astype(np.float64)
+        rate_P, sampling_P = (_flat(rows, name).astype(np.float64) for name in (Col.SAMPLING_RATE, Col.SAMPLING_WEIGHT))
         return TestSet(
             ds=ds,
             tasks=tasks,
@@ -188,7 +188,7 @@ class Prepared:
             unit_P=unit_P,
             item_P=item_P,
             label_PS=label_PS,
-            weight_P=np.where(label_PS.max(axis=1) > 0, 1.0, 1.0 / rate_P),
+            weight_P=np.where(label_PS.max(axis=1) > 0, 1.0, 1.0 / rate_P) * sampling_P,
             place_P=self._places(ds, unit_U, unit_P, item_P),
             truth_unit=np.searchsorted(unit_U, truth_request),
             truth_item=_numpy(truth[Col.ITEM_ID]),

@@ -81,18 +81,19 @@ _FILES: Final = 8
 
 @dataclass(frozen=True)
 class Shares:
-    """How much of the data is learned and measured; `later_user_rate` is of the ds learned after the first test."""
+    """How much of the data is learned (as in `impressions`), and which share of the users is measured."""
 
     user_rate: float
+    unlabelled_user_rate: float
     negative_rate: float
-    later_user_rate: float
     test_users: float
 
 
-# With the validation ds 2.5M pairs are learned before the first test. A request's history costs as much as some dozens
-# of its pairs: so more pairs of fewer users.
-FULL: Final = Shares(user_rate=0.35, negative_rate=0.095, later_user_rate=0.2, test_users=0.7)
-QUICK: Final = Shares(user_rate=0.25, negative_rate=0.06, later_user_rate=0.25, test_users=0.3)
+# With the validation ds 2.5M pairs are learned before the first test. Seven requests of eight have no label: a share of
+# those stands for all of them, so that every label is learned. A request's history costs as much as some dozens of its
+# pairs: so more pairs of fewer users.
+FULL: Final = Shares(user_rate=1.0, unlabelled_user_rate=0.2, negative_rate=0.095, test_users=0.7)
+QUICK: Final = Shares(user_rate=0.5, unlabelled_user_rate=0.2, negative_rate=0.06, test_users=0.3)
 
 
 def base_config() -> Config:
@@ -131,9 +132,8 @@ class Build:
         self.events = self.tables[Role.EVENTS]
         # The validation ds is measured too: rivals are tuned on it.
         self.tests = sorted({regime.validation, *regime.tests})
-        self.settings = config.impressions.model_copy(
-            update={"user_rate": shares.user_rate, "negative_rate": shares.negative_rate, "unexposed_items": 0}
-        )
+        learned = {name: value for name, value in asdict(shares).items() if name != "test_users"}
+        self.settings = config.impressions.model_copy(update={**learned, "unexposed_items": 0})
         self.task_names = [task.name for task in config.labels.tasks]
 
     def missing(self) -> list[str]:
@@ -183,33 +183,32 @@ class Build:
 
     def _learned(self, retrieval: Retrieval, ds: str) -> None:
         """Write thinned impressions of a share of the users, as `build_candidates --impressions` makes them."""
-        settings = self.settings
-        if ds not in (*self.regime.train, self.regime.validation):
-            settings = settings.model_copy(update={"user_rate": self.shares.later_user_rate})
-        users = sample_users(retrieval.users, settings=settings)
+        users = sample_users(retrieval.users, self._positives(ds), settings=self.settings)
         candidates = retrieve(retrieval, users, settings=self.config.candidates)
-        self._write(self._requests(self._impressions(candidates, users, retrieval, ds, settings), ds), "learn", ds)
+        impressions = self._impressions(candidates, users, retrieval, ds, self.settings)
+        self._write(self._requests(impressions, ds), "learn", ds)
 
     def _test(self, retrieval: Retrieval, ds: str, *, cache: Callable[[DataFrame], DataFrame]) -> None:
         """Write whole candidate lists of the users who buy, thinned ones of a share of the others, and the truth."""
-        labels = self.config.labels
-        asked = self.settings.model_copy(update={"user_rate": self.shares.test_users, "negative_rate": 1.0})
-        rates = {"user_rate": _OTHER_USERS * self.shares.test_users, "negative_rate": _OTHER_PAIRS}
-        others = self.settings.model_copy(update=rates)
-        every = cache(positives(self.events, dates=[ds], window_days=labels.window_days, tasks=labels.tasks))
-        buyers = every.select(Col.DS, Col.USER_ID).distinct()
+        rates = {"user_rate": self.shares.test_users, "unlabelled_user_rate": _OTHER_USERS}
+        asked = self.settings.model_copy(update={**rates, "negative_rate": 1.0})
+        others = self.settings.model_copy(update={**rates, "negative_rate": _OTHER_PAIRS})
+        truth = cache(self._positives(ds))
+        users = cache(sample_users(retrieval.users, truth, settings=asked))
+        candidates = cache(retrieve(retrieval, users, settings=self.config.candidates))
         keys = [Col.DS, Col.USER_ID]
-        whole = cache(sample_users(retrieval.users.join(buyers, on=keys, how="left_semi"), settings=asked))
-        thinned = cache(sample_users(retrieval.users.join(buyers, on=keys, how="left_anti"), settings=others))
-        candidates = cache(retrieve(retrieval, whole.unionByName(thinned), settings=self.config.candidates))
-        # A pair of the others stands for those of the users who were left out, too: they have no label either.
-        of_others = self._impressions(candidates, thinned, retrieval, ds, others).withColumn(
-            Col.SAMPLING_RATE, (F.col(Col.SAMPLING_RATE) * F.lit(_OTHER_USERS)).cast("float")
+        whole = users.join(truth, on=keys, how="left_semi")
+        thinned = users.join(truth, on=keys, how="left_anti")
+        impressions = self._impressions(candidates, whole, retrieval, ds, asked).unionByName(
+            self._impressions(candidates, thinned, retrieval, ds, others)
         )
-        impressions = self._impressions(candidates, whole, retrieval, ds, asked).unionByName(of_others)
         self._write(self._requests(impressions, ds).withColumn(REQUEST_ID, F.col(Col.USER_ID)), "test", ds)
-        self._write_truth(sample_users(every, settings=asked), ds)
+        self._write_truth(sample_users(truth, truth, settings=asked), ds)
         self._write_order(candidates, ds)
+
+    def _positives(self, ds: str) -> DataFrame:
+        labels = self.config.labels
+        return positives(self.events, dates=[ds], window_days=labels.window_days, tasks=labels.tasks)
 
     def _impressions(
         self, candidates: DataFrame, users: DataFrame, retrieval: Retrieval, ds: str, settings: ImpressionsConfig

@@ -4,7 +4,9 @@ Every draw is a hash of a seed and of ids, never a random number: a second run, 
 the same rows. Labelled candidates always stay; of the others, and of the items outside the candidates, a share does.
 `sampling_rate` is the probability with which a row entered, given that it has no label. Rows with labels bear their
 group's rate too, because training shifts every logit of a group by it: a model fitted on thinned negatives has the
-logit of the truth minus ln(sampling_rate) (prior correction, King and Zeng 2001; per group: ours).
+logit of the truth minus ln(sampling_rate) (prior correction, King and Zeng 2001; per group: ours). Whole users without
+a label are thinned out apart, since no shift can correct a draw that depends on the label of another pair: one that
+stays stands for the others by its `sampling_weight` (Horvitz and Thompson 1952).
 """
 
 from __future__ import annotations
@@ -30,9 +32,26 @@ def uniform(*parts: Column) -> Column:
     return F.shiftrightunsigned(F.xxhash64(*parts), 11).cast("double") * F.lit(2.0**-53)
 
 
-def sample_users(users: DataFrame, *, settings: ImpressionsConfig) -> DataFrame:
-    """Keep `user_rate` of the rows (ds, user_id); which users those are differs from date to date."""
-    return users.where(uniform(*_key("user", settings)) < settings.user_rate)
+def sample_users(users: DataFrame, labelled: DataFrame, *, settings: ImpressionsConfig) -> DataFrame:
+    """Keep `user_rate` of the rows (ds, user_id), and of those without a label `unlabelled_user_rate` of that.
+
+    Which users those are differs from date to date. Adds `sampling_weight`: 1 for a user with a label, for another one
+    1 / `unlabelled_user_rate`.
+
+    Args:
+        users: (ds, user_id), each once.
+        labelled: (ds, user_id) of those with a label, repeated or not; others than `users` do not matter.
+        settings: rates and seed.
+    """
+    draw, rate = uniform(*_key("user", settings)), settings.unlabelled_user_rate
+    drawn = users.where(draw < settings.user_rate)
+    if rate == 1:
+        return drawn.withColumn(Col.SAMPLING_WEIGHT, F.lit(1.0))
+    known = labelled.select(*_REQUEST).distinct().withColumn("labelled", F.lit(True))
+    marked = drawn.join(known, on=_REQUEST, how="left")
+    has_label = F.coalesce(F.col("labelled"), F.lit(False))
+    kept = marked.where(has_label | (draw < settings.user_rate * rate))
+    return kept.withColumn(Col.SAMPLING_WEIGHT, F.when(has_label, 1.0).otherwise(1 / rate)).drop("labelled")
 
 
 def build_impressions(
@@ -57,7 +76,7 @@ def build_impressions(
     Args:
         candidates: (ds, user_id, candidates), one row per request.
         events: where labels come from.
-        users: (ds, user_id) of the candidates, given apart so that drawing items need not wait for a retrieval.
+        users: `sample_users`: those of the candidates, given apart so that drawing items need not wait for a retrieval.
         items: (item_id, first_us), the time of each item's first event.
         dates: those of the candidates.
         labels: the declared tasks and their window.
@@ -69,6 +88,7 @@ def build_impressions(
     sizes = catalogue.groupBy(Col.DS, "request_us").agg(F.count("*").alias("catalogue_items"))
     requests = (
         candidates.select(*_REQUEST, F.col(f"{Col.CANDIDATES}.{Col.ITEM_ID}").alias("ids"))
+        .join(users.select(*_REQUEST, Col.SAMPLING_WEIGHT), on=_REQUEST, how="inner")
         .join(F.broadcast(sizes), on=Col.DS, how="inner")
         .join(_labelled_items(labelled, tasks), on=_REQUEST, how="left")
     )
@@ -83,6 +103,7 @@ def build_impressions(
         requests = requests.withColumn("drawn", F.array().cast(requests.schema["ids"].dataType))
     pairs = requests.select(
         *_REQUEST,
+        Col.SAMPLING_WEIGHT,
         *(label(task.name) for task in tasks),
         F.size("ids").alias("candidates"),
         "catalogue_items",
@@ -106,6 +127,7 @@ def _contract(kept: DataFrame, *, tasks: Sequence[Task], settings: ImpressionsCo
         **{name: F.col(name) for name in (Col.DS, Col.USER_ID, Col.ITEM_ID)},
         Col.SHOWN_TS: F.timestamp_micros("request_us"),
         Col.SAMPLING_RATE: F.when(_exposed(), settings.negative_rate).otherwise(unexposed_rate),
+        Col.SAMPLING_WEIGHT: F.col(Col.SAMPLING_WEIGHT),
         Col.EXPOSED: _exposed(),
         **{label(task.name): _has_label(task) for task in tasks},
     }

@@ -104,11 +104,12 @@ def training_requests(
     """Join impressions, histories and users of one `ds` into labelled request rows.
 
     Contract: (ds, user_id, user_<feature>..., history arrays, candidate_item_id, label_<task> arrays, sampling_rate,
-    exposed), arrays of one request parallel and sorted by item id.
+    sampling_weight, exposed), arrays of one request parallel and sorted by item id.
     """
     item_type = impressions.schema[Col.ITEM_ID].dataType.simpleString()
     labels = [label(task) for task in tasks]
-    fields = [Col.ITEM_ID, *labels, Col.SAMPLING_RATE, Col.EXPOSED]
+    kinds = [*labels, Col.SAMPLING_RATE, Col.SAMPLING_WEIGHT, Col.EXPOSED]
+    fields = [Col.ITEM_ID, *kinds]
     grouped = impressions.groupBy(Col.DS, Col.USER_ID).agg(F.array_sort(F.collect_list(F.struct(*fields))).alias("_i"))
     arrays = [F.col(f"_i.{name}").alias(name if name != Col.ITEM_ID else Col.CANDIDATE_ITEM_ID) for name in fields]
     recent = _recent(histories, ds=ds, window_days=history_window_days)
@@ -119,7 +120,7 @@ def training_requests(
     serving = request_columns(user_features=user_features, string_items=string_items)
     kept = [name for name in serving if name not in (Col.SHARD, Col.REQUEST, Col.REJECTED, Col.CANDIDATES_IN)]
     wide = with_item_keys(wide, string_items=string_items)
-    return wide.select(Col.DS, *kept, *labels, Col.SAMPLING_RATE, Col.EXPOSED)
+    return wide.select(Col.DS, *kept, *kinds)
 
 
 def _recent(histories: DataFrame, *, ds: str, window_days: int | None) -> DataFrame:

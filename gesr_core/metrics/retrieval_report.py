@@ -60,11 +60,12 @@ def summarise_impressions(impressions: DataFrame, *, labels: Sequence[str]) -> l
     """Describe each date's impressions in a line: exposed and unexposed rows, and each label's count and base rate.
 
     A base rate is that of the candidates before negatives were thinned out: a row without any label stands for
-    1 / sampling_rate of them.
+    sampling_weight / sampling_rate of them.
     """
     exposed = F.col(Col.EXPOSED)
     labelled = F.greatest(*(F.col(name) for name in labels), F.lit(0)) == 1
-    stands_for = F.when(labelled, 1.0).otherwise(1.0 / F.col(Col.SAMPLING_RATE).cast("double"))
+    of_pair = F.when(labelled, 1.0).otherwise(1.0 / F.col(Col.SAMPLING_RATE).cast("double"))
+    stands_for = of_pair * F.col(Col.SAMPLING_WEIGHT)
     rows = (
         impressions.groupBy(Col.DS)
         .agg(

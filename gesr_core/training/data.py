@@ -54,12 +54,14 @@ class Batch:
     """Padded requests with labels: what one step takes. Everything [B, N] is 0 (or False) at padding.
 
     `rate_BN` is the probability with which a pair without any label entered its group; `labels_BNS` are 0 or 1.
-    `exposed_BN` is False for the extra negatives that no retrieval proposed.
+    `sampling_weight_BN` says how many users a pair's user stands for. `exposed_BN` is False for the extra negatives
+    that no retrieval proposed.
     """
 
     requests: Requests
     labels_BNS: Tensor
     rate_BN: Tensor
+    sampling_weight_BN: Tensor
     exposed_BN: Tensor
 
     @property
@@ -68,8 +70,8 @@ class Batch:
         return self.requests.candidate_row_BN >= 0
 
     def weight_BN(self, *, unexposed: float) -> Tensor:
-        """Return the pairs' weights in the loss: 1, `unexposed` for extra negatives, 0 at padding."""
-        return torch.where(self.exposed_BN, 1.0, unexposed) * self.valid_BN
+        """Return the pairs' weights in the loss: the user's, times `unexposed` for extra negatives; 0 at padding."""
+        return torch.where(self.exposed_BN, 1.0, unexposed) * self.sampling_weight_BN * self.valid_BN
 
     def take(self, rows: Tensor) -> Batch:
         """Select requests; the padding stays that of the whole batch."""
@@ -147,7 +149,7 @@ def decode_window(window: pa.Table, *, items: TrainingItems, features: FeatureSp
     Raises:
         InputError: a date without an item table.
     """
-    extras = [*map(label, features.tasks), Col.SAMPLING_RATE, Col.EXPOSED]
+    extras = [*map(label, features.tasks), Col.SAMPLING_RATE, Col.SAMPLING_WEIGHT, Col.EXPOSED]
     parts = []
     for ds in sorted(pc.unique(window.column(Col.DS)).to_pylist()):
         if ds not in items.blocks:
@@ -220,6 +222,7 @@ def make_batch(jagged: JaggedRequests, select: Tensor, *, features: FeatureSpace
         requests=requests,
         labels_BNS=torch.stack([padded(label(task)) for task in features.tasks], dim=-1),
         rate_BN=padded(Col.SAMPLING_RATE),
+        sampling_weight_BN=padded(Col.SAMPLING_WEIGHT),
         exposed_BN=padded(Col.EXPOSED).bool(),
     )
 

@@ -295,7 +295,8 @@ def validate(model: nn.Module, data: TrainingData, *, settings: TrainingSettings
             batch = make_batch(jagged, select, features=data.features).to(data.device)
             logits_BNS = logits_of(model, batch, data.items)
             kept_BN = batch.valid_BN & batch.exposed_BN
-            measures.add(logits_BNS, batch.labels_BNS, rate_BN=batch.rate_BN, kept_BN=kept_BN)
+            weight_BN = batch.sampling_weight_BN
+            measures.add(logits_BNS, batch.labels_BNS, rate_BN=batch.rate_BN, weight_BN=weight_BN, kept_BN=kept_BN)
     ne, auc = measures.results()
     weights = settings.score_weights
     return {

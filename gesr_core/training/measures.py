@@ -2,7 +2,7 @@
 
 A group of pairs keeps every pair with a label and each other one with a probability r. Then the logit among the kept
 pairs is the true one minus ln r (prior correction, King and Zeng 2001), as in `task_losses`; a mean weighs
-what was thinned by 1 / r, as in `Measures`.
+what was thinned by 1 / r, as in `Measures`. Either weighs a pair besides by how many users its user stands for.
 
 Legend: B requests, N candidates, S tasks, V pairs.
 """
@@ -41,14 +41,17 @@ class Measures:
     labels: list[Tensor] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
 
-    def add(self, logits_BNS: Tensor, labels_BNS: Tensor, *, rate_BN: Tensor, kept_BN: Tensor) -> None:
-        """Add the pairs where `kept_BN` is true."""
+    def add(
+        self, logits_BNS: Tensor, labels_BNS: Tensor, *, rate_BN: Tensor, weight_BN: Tensor, kept_BN: Tensor
+    ) -> None:
+        """Add the pairs where `kept_BN` is true; `weight_BN` is that of their users."""
         labels_VS = labels_BNS[kept_BN]
         has_label_V = labels_VS.amax(-1) > 0
         # On the CPU: of all validation pairs together, a GPU has no need.
         self.logits.append(logits_BNS[kept_BN].cpu().double())
         self.labels.append(labels_VS.cpu().double())
-        self.weights.append(torch.where(has_label_V, 1.0, 1.0 / rate_BN[kept_BN]).cpu().double())
+        stands_for_V = torch.where(has_label_V, 1.0, 1.0 / rate_BN[kept_BN]) * weight_BN[kept_BN]
+        self.weights.append(stands_for_V.cpu().double())
 
     def results(self) -> tuple[list[float], list[float]]:
         """Return NE and AUC per task; NaN where a task has one class only."""

@@ -222,16 +222,18 @@ def base_logits(batches: Iterable[pa.RecordBatch], tasks: Sequence[str]) -> dict
 
     One label more of each kind keeps it finite.
     """
-    positives, total = dict.fromkeys(tasks, 0), 0.0
+    positives, total = dict.fromkeys(tasks, 0.0), 0.0
     for batch in batches:
         exposed = batch.column(Col.EXPOSED).flatten()
-        rates = pc.cast(batch.column(Col.SAMPLING_RATE).flatten(), pa.float64())
+        rates, weights = (
+            pc.cast(batch.column(name).flatten(), pa.float64()) for name in (Col.SAMPLING_RATE, Col.SAMPLING_WEIGHT)
+        )
         labelled = pa.scalar(False)
         for task in tasks:
             has_label = pc.and_(pc.greater(batch.column(label(task)).flatten(), 0), exposed)
-            positives[task] += pc.sum(has_label).as_py() or 0
+            positives[task] += pc.sum(pc.if_else(has_label, weights, 0.0)).as_py() or 0.0
             labelled = pc.or_(labelled, has_label)
-        weight = pc.if_else(labelled, 1.0, pc.divide(1.0, rates))
+        weight = pc.multiply(weights, pc.if_else(labelled, 1.0, pc.divide(1.0, rates)))
         total += pc.sum(pc.if_else(exposed, weight, 0.0)).as_py() or 0.0
     return {task: math.log((count + 1) / (max(total - count, 0) + 1)) for task, count in positives.items()}
 

@@ -32,7 +32,7 @@ def build(spark_session: SparkSession, tmp_path_factory: pytest.TempPathFactory)
     config = toy_config(root / "tables", "candidates.als_items=0", "candidates.active_days=60")
     write_toy_inputs(spark_session, config, candidates=[])
     (root / "prepared").mkdir()
-    shares = Shares(user_rate=1.0, negative_rate=0.5, later_user_rate=0.5, test_users=1.0)
+    shares = Shares(user_rate=1.0, unlabelled_user_rate=0.5, negative_rate=0.5, test_users=1.0)
     build = Build(spark_session, config, REGIME, shares, root / "prepared")
     for ds in build.missing():
         build.add(ds)

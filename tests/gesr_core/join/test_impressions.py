@@ -17,7 +17,8 @@ pytestmark = pytest.mark.spark
 DS = "2024-01-10"
 USERS, CATALOGUE, CANDIDATES = 300, 40, 10
 TASKS = [Task(name="bought", actions=["buy"], score_weight=1.0)]
-SETTINGS = ImpressionsConfig(dates=2, step_days=7, user_rate=1.0, negative_rate=0.25, unexposed_items=2, seed=3)
+RATES = {"user_rate": 1.0, "unlabelled_user_rate": 1.0, "negative_rate": 0.25}
+SETTINGS = ImpressionsConfig(dates=2, step_days=7, unexposed_items=2, seed=3, **RATES)
 
 
 def first_seen(item: int) -> int:
@@ -41,7 +42,7 @@ def built(
     return build_impressions(
         users.withColumn("candidates", items),
         spark.createDataFrame(events, f"user_id {ids}, item_id {ids}, event_ts timestamp, action string, value double"),
-        users=users,
+        users=users.withColumn("sampling_weight", F.col("id") + 1.0),
         items=spark.createDataFrame(catalogue, f"item_id {ids}, first_us bigint"),
         dates=[ds],
         labels=LabelsConfig(window_days=7, tasks=TASKS),
@@ -88,6 +89,10 @@ def test_rows_bear_the_request_time(spark: SparkSession) -> None:
     assert row["shown_ts"].astimezone(dt.timezone.utc) == request_time(DS)
 
 
+def test_rows_bear_the_weight_of_their_user(spark: SparkSession) -> None:
+    assert all(row["sampling_weight"] == row["user_id"] + 1 for row in built(spark))
+
+
 def test_draws_are_a_function_of_seed_date_and_ids(spark: SparkSession) -> None:
     first = built(spark)
     assert keys(built(spark)) == keys(first)
@@ -106,9 +111,30 @@ def test_a_sample_of_users_differs_from_date_to_date(spark: SparkSession) -> Non
     kept = []
     for ds in (DS, DS, "2024-01-17"):
         users = spark.range(1000).select(F.lit(ds).alias("ds"), F.col("id").alias("user_id"))
-        kept.append({row["user_id"] for row in sample_users(users, settings=settings).collect()})
+        kept.append({row["user_id"] for row in sample_users(users, users, settings=settings).collect()})
     assert kept[0] == kept[1] != kept[2]
     assert all(abs(len(users) - 500) < 4 * 250**0.5 for users in kept)
+
+
+def test_users_without_a_label_are_thinned_out_and_those_kept_stand_for_all(spark: SparkSession) -> None:
+    users = spark.range(4000).select(F.lit(DS).alias("ds"), F.col("id").alias("user_id"))
+    # Twice, as a user with two labelled items; and one whom nobody asked about.
+    bought = [(DS, user) for user in (*range(0, 4000, 10), 0, 9999)]
+    labelled = spark.createDataFrame(bought, "ds string, user_id bigint")
+    settings = SETTINGS.model_copy(update={"user_rate": 0.5, "unlabelled_user_rate": 0.2})
+    sample = sample_users(users, labelled, settings=settings).collect()
+    weights = {row["user_id"]: row["sampling_weight"] for row in sample}
+    assert len(weights) == len(sample)
+    every = {row["user_id"] for row in sample_users(users, users, settings=settings).collect()}
+    with_label = {user for user in weights if user % 10 == 0}
+    assert with_label == {user for user in every if user % 10 == 0}
+    assert {weights[user] for user in with_label} == {1.0}
+    others = [weight for user, weight in weights.items() if user % 10]
+    assert set(others) == {5.0}
+    assert set(weights) <= every
+    # 1800 users stood to be drawn, each with probability 0.2: four standard deviations of the sum of weights.
+    drawn = len(every) - len(with_label)
+    assert abs(sum(others) - drawn) < 4 * (drawn * 0.2 * 0.8) ** 0.5 * 5
 
 
 def test_uniform_numbers_fill_the_unit_interval(spark: SparkSession) -> None:

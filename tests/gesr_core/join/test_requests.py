@@ -93,8 +93,8 @@ def test_a_window_leaves_older_events_out_of_every_request(
 
 def test_training_requests_keep_labels_beside_their_candidates(spark: SparkSession) -> None:
     ids = "ds string, user_id bigint, item_id bigint, shown_ts timestamp"
-    columns = f"{ids}, sampling_rate float, exposed boolean, label_a int"
-    impressions = [(DS, 1, 8, at(10), 0.5, True, 1), (DS, 1, 3, at(10), 0.25, False, 0)]
+    columns = f"{ids}, sampling_rate float, sampling_weight float, exposed boolean, label_a int"
+    impressions = [(DS, 1, 8, at(10), 0.5, 2.0, True, 1), (DS, 1, 3, at(10), 0.25, 2.0, False, 0)]
     rows = training_requests(
         spark.createDataFrame(impressions, columns),
         spark.createDataFrame(
@@ -108,6 +108,7 @@ def test_training_requests_keep_labels_beside_their_candidates(spark: SparkSessi
     )
     [row] = rows.collect()
     assert (row["candidate_item_id"], row["label_a"], row["exposed"]) == ([3, 8], [0, 1], [False, True])
+    assert row["sampling_weight"] == [2.0, 2.0]
     assert (row["sampling_rate"], row["history_item_id"], row["user_age"]) == ([0.25, 0.5], [7], None)
 
 

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from gesr_core.config import CandidatesConfig, ImpressionsConfig, LabelsConfig, Task
 from gesr_core.dates import request_time
-from gesr_core.join.impressions import build_impressions
+from gesr_core.join.impressions import build_impressions, sample_users
 from gesr_core.join.retrieval import fit_retrieval, number_events, retrieve
 from gesr_core.spark_settings import settings
 
@@ -36,7 +36,8 @@ CANDIDATES = CandidatesConfig(
     als_blocks=1,
     seed=5,
 )
-IMPRESSIONS = ImpressionsConfig(dates=2, step_days=7, user_rate=1.0, negative_rate=0.5, unexposed_items=1, seed=5)
+RATES = {"user_rate": 1.0, "unlabelled_user_rate": 0.5, "negative_rate": 0.5}
+IMPRESSIONS = ImpressionsConfig(dates=2, step_days=7, unexposed_items=1, seed=5, **RATES)
 LABELS = LabelsConfig(
     window_days=7,
     tasks=[
@@ -80,7 +81,7 @@ def build(
     impressions = build_impressions(
         candidates,
         df,
-        users=retrieval.users,
+        users=sample_users(retrieval.users, retrieval.users, settings=IMPRESSIONS),
         items=retrieval.numbered.items,
         dates=dates,
         labels=LABELS,

@@ -29,12 +29,12 @@ def test_recall_of_nothing_is_zero(spark: SparkSession) -> None:
 
 
 def test_a_base_rate_is_that_before_negatives_were_thinned_out(spark: SparkSession) -> None:
-    # One labelled candidate and three negatives that stand for four each: 1 of 13.
-    rows = [("d", 1, True, 0.25, 1), ("d", 1, True, 0.25, 0), ("d", 2, True, 0.25, 0), ("d", 2, True, 0.25, 0)]
-    rows.append(("d", 2, False, 0.001, 0))
+    # A labelled candidate, a negative that stands for four, and two of another user that stand for eight: 1 of 21.
+    rows = [("d", 1, True, 0.25, 1.0, 1), ("d", 1, True, 0.25, 1.0, 0)]
+    rows += [("d", 2, True, 0.25, 2.0, 0), ("d", 2, True, 0.25, 2.0, 0), ("d", 2, False, 0.001, 2.0, 0)]
     impressions = spark.createDataFrame(
-        rows, "ds string, user_id bigint, exposed boolean, sampling_rate float, label_bought int"
+        rows, "ds string, user_id bigint, exposed boolean, sampling_rate float, sampling_weight float, label_bought int"
     )
     assert summarise_impressions(impressions, labels=["label_bought"]) == [
-        "d: 2 users, 4 exposed, 1 unexposed; label_bought 1 (base rate 0.07692)"
+        "d: 2 users, 4 exposed, 1 unexposed; label_bought 1 (base rate 0.04762)"
     ]

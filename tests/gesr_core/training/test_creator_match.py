@@ -66,6 +66,7 @@ def requests_of(ds: str, date: int) -> pa.Table:
             "candidate_item_id": pa.array(offered, pa.list_(pa.int64())),
             "label_bought": pa.array(labels, pa.list_(pa.int32())),
             "sampling_rate": pa.array([[1.0] * CANDIDATES] * USERS, pa.list_(pa.float32())),
+            "sampling_weight": pa.array([[1.0] * CANDIDATES] * USERS, pa.list_(pa.float32())),
             "exposed": pa.array([[True] * CANDIDATES] * USERS),
         }
     )

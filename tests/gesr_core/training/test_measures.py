@@ -10,16 +10,20 @@ import torch
 from gesr_core.training.measures import Measures, auc, normalised_entropy, task_losses
 
 
-def test_the_correction_finds_the_true_rate_from_thinned_negatives() -> None:
-    # Of 1,000 pairs 10 have the label of task 0 and 5 of them that of task 1; a tenth of the other 990 was kept.
-    labels = torch.tensor([[1.0, 1.0]] * 5 + [[1.0, 0.0]] * 5 + [[0.0, 0.0]] * 99).view(1, 109, 2)
+@pytest.mark.parametrize("others", [[1.0] * 99, [1.0] * 39 + [5.0] * 12])
+def test_the_correction_finds_the_true_rate_from_thinned_negatives(others: list[float]) -> None:
+    # Of 1,000 pairs 10 have the label of task 0 and 5 of them that of task 1; a tenth of the other 990 was kept, some
+    # of users who stand for five.
+    pairs = 10 + len(others)
+    labels = torch.tensor([[1.0, 1.0]] * 5 + [[1.0, 0.0]] * 5 + [[0.0, 0.0]] * len(others)).view(1, pairs, 2)
+    weight_BN = torch.tensor([[1.0] * 10 + others])
     logit_S = torch.zeros(2, requires_grad=True)
     optimizer = torch.optim.LBFGS([logit_S], max_iter=100)
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        rate_BN, weight_BN = torch.full((1, 109), 0.1), torch.ones(1, 109)
-        logits = logit_S.expand(1, 109, 2)
+        rate_BN = torch.full((1, pairs), 0.1)
+        logits = logit_S.expand(1, pairs, 2)
         loss = task_losses(logits, labels, rate_BN=rate_BN, weight_BN=weight_BN, divisor=weight_BN.sum()).sum()
         loss.backward()
         return loss
@@ -59,8 +63,9 @@ def test_measures_see_only_what_is_kept() -> None:
     measures = Measures()
     logits, labels = torch.tensor([[[1.0], [0.0], [9.0]]]), torch.tensor([[[1.0], [0.0], [0.0]]])
     kept_BN = torch.tensor([[True, True, False]])
-    measures.add(logits, labels, rate_BN=torch.tensor([[0.5, 0.5, 0.0]]), kept_BN=kept_BN)
+    rate_BN, weight_BN = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[3.0, 5.0, 0.0]])
+    measures.add(logits, labels, rate_BN=rate_BN, weight_BN=weight_BN, kept_BN=kept_BN)
     ne, area = measures.results()
     assert area == [1.0]
-    assert measures.weights[0].tolist() == [1.0, 2.0]
+    assert measures.weights[0].tolist() == [3.0, 10.0]
     assert math.isfinite(ne[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +207,9 @@ def test_base_rates_count_what_was_thinned_out() -> None:
             "label_a": [[1, 0, 0], [0]],
             "label_b": [[0, 1, 0], [1]],
             "sampling_rate": [[0.5, 0.5, 0.5], [0.01]],
+            "sampling_weight": [[1.0, 1.0, 4.0], [1.0]],
             "exposed": [[True, True, True], [False]],
         }
     )
-    # Exposed: two labelled pairs, and one of two others: 4 in truth. One more of each kind is added.
-    assert base_logits([batch], ["a", "b"]) == pytest.approx({"a": -0.6931472, "b": -0.6931472})
+    # Exposed: two labelled pairs, and one of two others of four users: 10 in truth. One more of each kind is added.
+    assert base_logits([batch], ["a", "b"]) == pytest.approx({"a": math.log(2 / 10), "b": math.log(2 / 10)})
