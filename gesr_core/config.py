@@ -367,6 +367,8 @@ class TarqConfig(TowersConfig):
     alignment_weight: Annotated[float, Field(ge=0)] = 1.0
     codebook_weight: Annotated[float, Field(ge=0)] = 1.0
     commitment_weight: Annotated[float, Field(ge=0)] = 0.25
+    # How much an item's codes must tell of it; at 0 all items come to have the same.
+    autoencoder_weight: Annotated[float, Field(ge=0)] = 1.0
     # 1 in the paper's code: wide vectors then have near one-hot shares.
     alignment_temperature: Annotated[float, Field(gt=0)] = 1.0
     # Share of the training steps before codebooks are initialised from the items' latents.

@@ -48,7 +48,7 @@ class LearnsMore(Protocol):
         random state, and so comes to the same result, while `extra_loss` sees but its own share of the batch.
 
         Args:
-            share_done: how much of all steps is done, 0 at the first; 1 while the validation date is learned at last.
+            share_done: how much of the pass is done, 0 at its first step; a date that is learned at last has its own.
             items: the items as of the newest training date.
         """
 

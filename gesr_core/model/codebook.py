@@ -1,11 +1,11 @@
 """Residual codebooks: an item's latent vector becomes one code per level (tarq.md 2.2, after Lee et al. 2022).
 
 r_0 = e; i_l = argmin_k ||r_l - C_l[k]||^2; r_{l+1} = r_l - C_l[i_l] is the paper's. How codebooks are learned is not
-published; here: residual k-means after a warm-up, the losses of RQ-VAE, and codes that no item has are put where items
-are badly served. k-means is scipy's. The quantiser itself is written here, in a few lines: in the libraries for it
-(vector-quantize-pytorch 1.32 was read) initialisation and revival happen inside the forward pass, on the batch at hand
-and with the global generator, while ours look at the whole catalogue, at steps of our choosing; and codes are assigned
-once per item and kept, which needs the assignment alone.
+published; here: residual k-means after a warm-up, the losses of RQ-VAE (its autoencoder's stands in tarq.py), and codes
+that no item has are put where items are badly served. k-means is scipy's. The quantiser itself is written here, in a
+few lines: in the libraries for it (vector-quantize-pytorch 1.32 was read) initialisation and revival happen inside the
+forward pass, on the batch at hand and with the global generator, while ours look at the whole catalogue, at steps of
+our choosing; and codes are assigned once per item and kept, which needs the assignment alone.
 
 Legend: R latents, Q levels, S codes per level, D latent width.
 """

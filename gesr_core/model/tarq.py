@@ -8,8 +8,9 @@ The paper's: eq 1-5, the codes, who attends to what, the distillation losses and
 online. Ours, because it is not published: the heads' inputs and forms (MLPs over [u, i, u*i, h, h*e], added to the
 towers' logit; e, the echo, is what the item would be found as), one user vector per task, a history's profile (how
 much of each age) beside what the profile attention found, a learned scale of the cosine, a latent that starts as the
-item's token, that student and codes do not move the shared embeddings, when codebooks are initialised and revived,
-all weights but those of 3.4.
+item's token and must tell it again (an autoencoder, as RQ-VAE has it: without it, latents that are all alike serve the
+losses best, and codes say nothing), that student and codes do not move the shared embeddings, when codebooks are
+initialised and revived, all weights but those of 3.4.
 
 Legend: R items, B requests, T history positions, N candidates, Q levels, S codes per level, D width, Y tasks.
 """
@@ -31,14 +32,13 @@ from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeature
 from gesr_core.model.sizes import ModelSizes
 from gesr_core.model.towers import Categories, EventTokens, HistoryProfile, ItemTower, mlp
 
-# Names of what an item keeps beside its vector and its token; latents are kept while training only.
-CODES, ECHO, LATENT = "codes_RQ", "echo_RD", "latent_RD"
+# Names of what an item keeps beside its vector and its token; latents and losses are kept while training only.
+CODES, ECHO, LATENT, ITEM_LOSS = "codes_RQ", "echo_RD", "latent_RD", "item_loss_R"
 # The released code's: it keeps the logarithms of P / Pbar finite.
 _TINY: Final = 1e-8
 _FIRST_SCALE: Final = 5.0
-# Codes without an item are looked for each time that this share of the steps is over, and no more near the end.
+# Codes without an item are looked for each time that this share of a pass's steps is over.
 _REVIVAL_SHARE: Final = 0.05
-_LAST_REVIVAL_SHARE: Final = 0.95
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class LossWeights:
     alignment: float
     codebook: float
     commitment: float
+    autoencoder: float
 
 
 class Towers(nn.Module):
@@ -171,7 +172,8 @@ class Tarq(nn.Module):
         # What is quantised is a non-linear projection of the item's token, and at first the token itself: so codes lie
         # where the teacher's queries lie.
         self.latent = mlp(width, 2 * width, width, dropout=0.0)
-        for parameter in self.latent[-1].parameters():
+        self.told_again = mlp(width, 2 * width, width, dropout=0.0)
+        for parameter in (*self.latent[-1].parameters(), *self.told_again[-1].parameters()):
             nn.init.zeros_(parameter)
         self.codebooks = Codebooks(levels=levels, codes=codes, width=width)
         tasks = len(sizes.task_logits)
@@ -181,7 +183,7 @@ class Tarq(nn.Module):
         self.teacher_history = Attention(width=width, heads=heads)
         self.teacher = Attention(width=width, heads=heads)
         self.teacher_logit = FoundLogit(width=width, head_width=head_width, tasks=tasks)
-        # How far training was when codes were revived last; a buffer, so that a resumed training knows it.
+        # How far a pass was when codes were revived last; a buffer, so that a resumed training knows it.
         self.revived_share: Tensor
         self.register_buffer("revived_share", torch.zeros(()))
 
@@ -195,6 +197,8 @@ class Tarq(nn.Module):
         kept |= self.events.of_items(items)
         if self.training:
             kept[LATENT] = latent_RD
+            # Here, where each item stands once.
+            kept[ITEM_LOSS] = self.item_loss(token_RD, latent_RD, kept[CODES])
         return ItemState(F.normalize(vector_RD, dim=-1), token_RD, items.match_RM, kept)
 
     def encode_user(self, history: History, history_items: ItemState, user: UserFeatures) -> TarqUserState:
@@ -244,12 +248,16 @@ class Tarq(nn.Module):
     # What only training calls: model/build.py, LearnsMore.
 
     def before_step(self, *, share_done: float, items: ItemFeatures) -> None:
-        """Initialise the codebooks once the warm-up is over; afterwards revive codes from time to time."""
-        if self.serves != "student" or share_done < self.warm_up_share:
+        """Initialise the codebooks once the warm-up is over; afterwards revive codes, in every pass."""
+        if self.serves != "student":
             return
+        since_then = share_done - float(self.revived_share)
         if not self.codebooks.ready:
+            if share_done < self.warm_up_share:
+                return
             self.codebooks.initialise(self.latents(items))
-        elif self.revives and float(self.revived_share) + _REVIVAL_SHARE <= share_done <= _LAST_REVIVAL_SHARE:
+        # A share that is lower than the last: another pass has begun.
+        elif self.revives and (since_then < 0 or since_then >= _REVIVAL_SHARE):
             self.codebooks.revive(self.latents(items))
         else:
             return
@@ -270,10 +278,10 @@ class Tarq(nn.Module):
         taught_BND = self.taught(state, candidates)
         total = self.weights.teacher * task_loss(self.teachers_logits(state, candidates, taught_BND))
         valid_BN = valid_BN.to(taught_BND.dtype)
-        for weight, loss_BN in (
-            *self.distillation(state, candidates, taught_BND),
-            *self.item_losses(candidates),
-        ):
+        losses = self.distillation(state, candidates, taught_BND)
+        if self.codebooks.ready:
+            losses.append((1.0, candidates.extra[ITEM_LOSS]))
+        for weight, loss_BN in losses:
             total = total + weight * (loss_BN * valid_BN).sum() / pairs
         return total
 
@@ -301,12 +309,18 @@ class Tarq(nn.Module):
             left_BND = left_BND - _taken(found_BSD, code_BN)
         return [(self.weights.reconstruction, reconstruction_BN), (self.weights.alignment, alignment_BN)]
 
-    def item_losses(self, candidates: ItemState) -> list[tuple[float, Tensor]]:
-        """Return (weight, loss_BN) of RQ-VAE's losses, which hold codes and latents together. Ours."""
-        if not self.codebooks.ready:
-            return []
-        codebook_BN, commitment_BN = self.codebooks.losses(candidates.extra[LATENT], candidates.extra[CODES])
-        return [(self.weights.codebook, codebook_BN), (self.weights.commitment, commitment_BN)]
+    def item_loss(self, token_RD: Tensor, latent_RD: Tensor, codes_RQ: Tensor) -> Tensor:
+        """Return RQ-VAE's losses of R items, weighted and added: codebooks', commitment and the autoencoder's. Ours.
+
+        The autoencoder's is ||z + f(z) - sg(token)||^2 of the quantised latent z, whose gradient goes straight through
+        to the latent (Lee et al. 2022). It is what keeps latents apart: the others are least where all are alike.
+        """
+        codebook_R, commitment_R = self.codebooks.losses(latent_RD, codes_RQ)
+        quantised_RD = latent_RD + (self.codebooks.vectors(codes_RQ).sum(-2) - latent_RD).detach()
+        told_RD = quantised_RD + self.told_again(quantised_RD)
+        autoencoder_R = (told_RD - token_RD.detach()).square().sum(-1)
+        weights = self.weights
+        return weights.codebook * codebook_R + weights.commitment * commitment_R + weights.autoencoder * autoencoder_R
 
     def report(self, items: ItemFeatures) -> dict[str, float]:
         """Return utilization and perplexity of each level over the items given."""

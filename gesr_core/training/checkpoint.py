@@ -28,7 +28,7 @@ from gesr_core.model.build import build_model
 from gesr_core.training.features import FeatureSpace
 
 # Raised whenever a model of the same configuration gets other weights.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST, FEATURES, WEIGHTS, LATEST = "manifest.json", "features.json", "model.safetensors", "latest"
 _ID_DIGITS = 16
 

@@ -225,7 +225,6 @@ def learn_date(
         learning_rate=settings.learning_rate * settings.catch_up_rate,
         weight_decay=settings.weight_decay,
         steps=math.ceil(reader.rows / settings.batch_requests),
-        after_the_epochs=True,
     )
     with _computing(settings.threads, device=processes.device):
         return _train_epoch(

@@ -19,14 +19,13 @@ FINAL_RATE_SHARE: Final = 0.05
 class Rule:
     """How weights follow from gradients: AdamW, whose rate rises and falls over a known number of steps.
 
-    `done` counts the steps taken; in a pass that comes after the epochs, the share of all steps done is 1.
+    `done` counts the steps taken.
     """
 
     optimizer: torch.optim.Optimizer
     processes: Processes
     learning_rate: float
     steps: int
-    after_the_epochs: bool
     done: int = 0
 
     @staticmethod
@@ -37,19 +36,18 @@ class Rule:
         learning_rate: float,
         weight_decay: float,
         steps: int,
-        after_the_epochs: bool = False,
     ) -> Rule:
         """Make a fresh one; what is no matrix (biases, norms, gates' weights) does not decay."""
         matrices = [p for p in model.parameters() if p.dim() > 1]
         others = [p for p in model.parameters() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
-        return Rule(optimizer, processes, learning_rate, steps, after_the_epochs)
+        return Rule(optimizer, processes, learning_rate, steps)
 
     @property
     def share_done(self) -> float:
         """The share of all steps that is done; windows that do not divide by the batch make a few steps more."""
-        return 1.0 if self.after_the_epochs else min(1.0, self.done / self.steps)
+        return min(1.0, self.done / self.steps)
 
     def step(self, loss: Tensor | None) -> float:
         """Take one step down the gradient of the processes' losses (None: no request is here); return their sum."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from gesr_core.config import TarqConfig
 from gesr_core.model.build import build_model
 from gesr_core.model.inputs import ItemState
-from gesr_core.model.tarq import CODES, LATENT, TarqUserState, gathered
+from gesr_core.model.tarq import CODES, ITEM_LOSS, LATENT, TarqUserState, gathered
 from tests.models import ITEMS, SIZES, TARQ, Inputs, random_inputs, random_model, scores
 
 LENGTHS = [0, 1, 4, 6]
@@ -183,9 +183,48 @@ def test_codebooks_are_initialised_once_the_warm_up_is_over_and_revived_later() 
     assert model.report(inputs.items)["code_use_1"] < 1.0
     model.before_step(share_done=0.26, items=inputs.items)
     assert model.report(inputs.items)["code_use_1"] == 1.0
+    # Another pass has begun: its share is lower.
     model.codebooks.codes_QSD.data[0, 0] = 1e3
-    model.before_step(share_done=1.0, items=inputs.items)
+    model.before_step(share_done=0.0, items=inputs.items)
+    assert model.report(inputs.items)["code_use_1"] == 1.0
+    model.codebooks.codes_QSD.data[0, 0] = 1e3
+    model.before_step(share_done=0.04, items=inputs.items)
     assert model.report(inputs.items)["code_use_1"] < 1.0
+    model.before_step(share_done=0.05, items=inputs.items)
+    assert model.report(inputs.items)["code_use_1"] == 1.0
+
+
+def test_the_autoencoder_teaches_latents_to_tell_the_item_and_nothing_else() -> None:
+    model, inputs, _, _ = in_training()
+    model.weights = replace(model.weights, codebook=0.0, commitment=0.0)
+    states = model.encode_items(inputs.items)
+    token_RD, codes_RQ = states.token_RD.detach(), states.extra[CODES]
+    quantised_RD = model.codebooks.vectors(codes_RQ).sum(-2)
+    expected_R = (quantised_RD + model.told_again(quantised_RD) - token_RD).square().sum(-1)
+    torch.testing.assert_close(states.extra[ITEM_LOSS], expected_R, rtol=0, atol=1e-9)
+    states.extra[ITEM_LOSS].sum().backward()
+    reached = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached == {"latent", "told_again"}
+
+
+@pytest.mark.parametrize(("weight", "stay_apart"), [(1.0, True), (0.0, False)])
+def test_without_an_autoencoder_latents_end_up_all_alike(weight: float, stay_apart: bool) -> None:
+    torch.manual_seed(0)
+    model: Any = build_model(TARQ.model_copy(update={"autoencoder_weight": weight}), SIZES).double().train()
+    token_RD = torch.randn(256, TARQ.width, dtype=torch.float64)
+
+    def latents() -> Tensor:
+        return token_RD + model.latent(token_RD)
+
+    model.codebooks.initialise(latents().detach())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(100):
+        latent_RD = latents()
+        optimizer.zero_grad()
+        model.item_loss(token_RD, latent_RD, model.codebooks.assign(latent_RD)).mean().backward()
+        optimizer.step()
+    spread = float((latents().var(0).sum() / token_RD.var(0).sum()).detach())
+    assert (spread > 1.0) if stay_apart else (spread < 0.1)
 
 
 def test_revival_can_be_switched_off() -> None:
