@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import pytest
 import torch
 
 from gesr_core.model.hard_matching import HardMatching
@@ -19,6 +22,15 @@ def test_the_count_of_each_pair_reaches_the_output() -> None:
     module = HardMatching(pairs=2, cap=4, count_width=2, width=3)
     outputs = module(torch.tensor([[[0, 0], [1, 0], [0, 1], [4, 4]]]))[0]
     assert len({tuple(row) for row in outputs.tolist()}) == 4
+
+
+@pytest.mark.parametrize("offset", ["padded", "literal"])
+def test_rows_start_in_the_order_of_their_counts(offset: Literal["padded", "literal"]) -> None:
+    torch.manual_seed(0)
+    module = HardMatching(pairs=2, cap=15, count_width=16, width=2, offset=offset)
+    of_last_CK = module.table(torch.arange(16) + module.offset_P[1])
+    from_zero_C = (of_last_CK - of_last_CK[0]).norm(dim=-1)
+    assert from_zero_C[[1, 3, 7, 15]].tolist() == pytest.approx([1.0, 2.0, 3.0, 4.0], rel=0.3)
 
 
 def test_the_published_offset_lets_neighbouring_pairs_share_a_row() -> None:
