@@ -42,7 +42,7 @@ def built(
     return build_impressions(
         users.withColumn("candidates", items),
         spark.createDataFrame(events, f"user_id {ids}, item_id {ids}, event_ts timestamp, action string, value double"),
-        users=users.withColumn("sampling_weight", F.col("id") + 1.0),
+        users=users.withColumn("sampling_weight", F.col("user_id").cast("double") + 1.0),
         items=spark.createDataFrame(catalogue, f"item_id {ids}, first_us bigint"),
         dates=[ds],
         labels=LabelsConfig(window_days=7, tasks=TASKS),
