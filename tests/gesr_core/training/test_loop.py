@@ -161,14 +161,14 @@ def test_bf16_trains_otherwise_than_fp32_and_about_as_well(data: TrainingData, c
     for precision in ("fp32", "bf16"):
         torch.manual_seed(1)
         model = build_model(config.models["gesr"], data.features.sizes)
-        settings = replace(training_settings(config), precision=precision, epochs=8, patience=8, learning_rate=0.05)
+        settings = replace(training_settings(config), precision=precision, epochs=12, patience=12, learning_rate=0.02)
         results[precision] = train(model, data, settings=settings)
     fp32, bf16 = results["fp32"], results["bf16"]
     assert all(tensor.isfinite().all() and tensor.dtype != torch.bfloat16 for tensor in bf16.weights.values())
     assert any(not torch.equal(bf16.weights[name], tensor) for name, tensor in fp32.weights.items())
-    # From 1.0 to 0.2: what is learned is twenty-five times what the precision may cost.
+    # From 1.0 to 0.2: what is learned is fifteen times what the precision may cost.
     assert fp32.epochs[0]["ne"] - fp32.epochs[-1]["ne"] > 0.75
-    assert bf16.epochs[-1]["ne"] == pytest.approx(fp32.epochs[-1]["ne"], abs=0.03)
+    assert bf16.epochs[-1]["ne"] == pytest.approx(fp32.epochs[-1]["ne"], abs=0.05)
 
 
 def test_in_bf16_the_forward_pass_is_and_the_losses_are_not(data: TrainingData, config: Config) -> None:
