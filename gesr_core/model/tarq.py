@@ -197,8 +197,9 @@ class Tarq(nn.Module):
         kept |= self.events.of_items(items)
         if self.training:
             kept[LATENT] = latent_RD
-            # Here, where each item stands once.
-            kept[ITEM_LOSS] = self.item_loss(token_RD, latent_RD, kept[CODES])
+            if self.serves == "student" and self.codebooks.ready:
+                # Here, where each item stands once.
+                kept[ITEM_LOSS] = self.item_loss(token_RD, latent_RD, kept[CODES])
         return ItemState(F.normalize(vector_RD, dim=-1), token_RD, items.match_RM, kept)
 
     def encode_user(self, history: History, history_items: ItemState, user: UserFeatures) -> TarqUserState:
@@ -279,7 +280,7 @@ class Tarq(nn.Module):
         total = self.weights.teacher * task_loss(self.teachers_logits(state, candidates, taught_BND))
         valid_BN = valid_BN.to(taught_BND.dtype)
         losses = self.distillation(state, candidates, taught_BND)
-        if self.codebooks.ready:
+        if ITEM_LOSS in candidates.extra:
             losses.append((1.0, candidates.extra[ITEM_LOSS]))
         for weight, loss_BN in losses:
             total = total + weight * (loss_BN * valid_BN).sum() / pairs
