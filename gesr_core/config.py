@@ -428,7 +428,14 @@ class ScoringConfig(Section):
     # Shards that one Spark job works on; 0: twice the task slots. Execution only, no effect on any score.
     shards_per_wave: Annotated[int, Field(ge=0)]
     max_candidates_per_request: Annotated[int, Field(gt=0)]
-    batch_pairs: Annotated[int, Field(gt=0)]
+    # auto: what suits the workers' device, decided once per run (runtime/device.py) and recorded.
+    batch_pairs: Literal["auto"] | Annotated[int, Field(gt=0)]
+    # Bytes that a micro-batch may take, as they are counted beforehand.
+    batch_bytes: Literal["auto"] | Annotated[int, Field(gt=0)]
+    # Item states up to this size are kept on the device; larger ones are gathered from host memory.
+    item_table_bytes: Literal["auto"] | Annotated[int, Field(ge=0)]
+    # Python workers that share a GPU; each has an equal share of its memory.
+    workers_per_gpu: Annotated[int, Field(gt=0)]
     plan_window_requests: Annotated[int, Field(gt=0)]
     history_buckets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     candidate_buckets: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]

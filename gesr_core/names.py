@@ -70,6 +70,8 @@ class Col:
     MODEL_VERSION: Final = "model_version"
     CANDIDATES_IN: Final = "candidates_in"
     CANDIDATES_SCORED: Final = "candidates_scored"
+    # staging
+    STATS: Final = "stats"
 
 
 def user_feature(name: str) -> str:

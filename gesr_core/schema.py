@@ -81,6 +81,14 @@ def ranked_type(item: str, *, tasks: Sequence[str]) -> str:
     return f"array<struct<item_id:{item},rank:int,score:float,{logits}>>"
 
 
+# What scoring a window of requests took (runtime/stats.py), at the first of its score rows, null at the others.
+STATS_TYPE: Final = (
+    "struct<window:bigint,device:string,requests:bigint,pairs:bigint,padded_pairs:bigint,events:bigint,"
+    "padded_events:bigint,micro_batches:bigint,bytes_in:bigint,bytes_out:bigint,decode_s:double,compute_s:double,"
+    "encode_s:double,load_s:double,peak_bytes:bigint,halved:array<struct<micro_batch:bigint,halvings:bigint>>>"
+)
+
+
 def written_columns(
     role: Role, *, user: str = "bigint", item: str = "bigint", tasks: Sequence[str] = ()
 ) -> dict[str, str]:
@@ -125,6 +133,7 @@ def written_columns(
             Col.REJECTED: rejected_type(item),
             Col.CANDIDATES_IN: "bigint",
             Col.CANDIDATES_SCORED: "bigint",
+            Col.STATS: STATS_TYPE,
         },
         Role.SCORES: {
             Col.DS: "string",

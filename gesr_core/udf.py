@@ -5,29 +5,56 @@ platforms that bar `mapInArrow`. The same scorer, so the same scores bit for bit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame, functions as F, types as T
+from pyspark.sql import Column, DataFrame, SparkSession, functions as F, types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from gesr_core.config import Config
+from gesr_core.config import Config, ScoringConfig
 from gesr_core.dates import request_time
 from gesr_core.errors import ConfigurationError
 from gesr_core.names import Col
-from gesr_core.runtime.item_states import load_item_states, resolve_item_states
-from gesr_core.runtime.scorer import ScorerSettings, boundaries
-from gesr_core.runtime.worker import ScoreShards, cached_scorer
-from gesr_core.schema import ranked_type, rejected_type
+from gesr_core.runtime.device import Sizes, WorkerDevice, fitting_sizes, report_device
+from gesr_core.runtime.item_states import load_item_states, resolve_item_states, states_bytes
+from gesr_core.runtime.plan import ScorerSettings, boundaries
+from gesr_core.runtime.worker import ScoreShards, task_scorer
+from gesr_core.schema import STATS_TYPE, ranked_type, rejected_type
 from gesr_core.training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 
-_RESULT = (Col.RANKED, Col.REJECTED, Col.CANDIDATES_IN, Col.CANDIDATES_SCORED)
+_RESULT = (Col.RANKED, Col.REJECTED, Col.CANDIDATES_IN, Col.CANDIDATES_SCORED, Col.STATS)
+_COUNTS = (Col.CANDIDATES_IN, Col.CANDIDATES_SCORED)
+_NESTED = (Col.RANKED, Col.REJECTED, Col.STATS)
 
 
-def scoring_task(config: Config, *, ds: str, checkpoint: Checkpoint, item_states: Path) -> ScoreShards:
+def probe_worker(spark: SparkSession, wanted: str) -> WorkerDevice:
+    """Ask a worker, not the driver, which device it has: on a cluster the GPUs are the executors'.
+
+    Raises:
+        ConfigurationError: the worker has no such device.
+    """
+    # One partition: on a cluster each one more would start a worker of its own.
+    one_row = spark.range(0, 1, 1, 1)
+    report = partial(report_device, wanted=wanted)
+    found = one_row.mapInArrow(report, "device string, free_bytes bigint, error string").collect()[0]
+    if found["error"]:
+        raise ConfigurationError(found["error"])
+    return WorkerDevice(found["device"], found["free_bytes"])
+
+
+def choose_sizes(scoring: ScoringConfig, worker: WorkerDevice, *, item_states: Path) -> Sizes:
+    """Return how much a worker takes on at once: as configured, and where it says auto what fits its device."""
+    fitting = fitting_sizes(worker, workers=scoring.workers_per_gpu, item_table_bytes=states_bytes(item_states))
+    configured = {name: getattr(scoring, name) for name in vars(fitting)}
+    return replace(fitting, **{name: value for name, value in configured.items() if value != "auto"})
+
+
+def scoring_task(config: Config, *, ds: str, checkpoint: Checkpoint, item_states: Path, sizes: Sizes) -> ScoreShards:
     """Put together what workers need to score a `ds`; checks the files once, on the driver.
 
     Raises:
@@ -47,13 +74,16 @@ def scoring_task(config: Config, *, ds: str, checkpoint: Checkpoint, item_states
             tasks=checkpoint.features.tasks,
             score_weights=config.labels.score_weights(checkpoint.features.tasks),
             top_k=scoring.top_k,
-            batch_pairs=scoring.batch_pairs,
+            batch_pairs=sizes.batch_pairs,
             plan_window_requests=scoring.plan_window_requests,
             history_buckets=tuple(scoring.history_buckets),
             candidate_buckets=tuple(scoring.candidate_buckets),
+            batch_bytes=sizes.batch_bytes,
         ),
         device=scoring.device,
         threads=scoring.threads_per_worker,
+        item_table_bytes=sizes.item_table_bytes,
+        workers_per_gpu=scoring.workers_per_gpu,
     )
 
 
@@ -69,14 +99,14 @@ def _require_window(config: Config, checkpoint: Checkpoint) -> None:
 def result_fields(requests: DataFrame, *, tasks: tuple[str, ...]) -> str:
     """Return the fields of a result as Spark DDL, for the item id type of these request rows."""
     item = requests.schema[Col.CANDIDATE_ITEM_ID].dataType.simpleString().removeprefix("array<").removesuffix(">")
-    types = (ranked_type(item, tasks=tasks), rejected_type(item), "bigint", "bigint")
+    types = (ranked_type(item, tasks=tasks), rejected_type(item), "bigint", "bigint", STATS_TYPE)
     return ", ".join(f"{name} {type_}" for name, type_ in zip(_RESULT, types, strict=True))
 
 
 def score_udf(
     requests: DataFrame, *, config: Config, ds: str, checkpoint: str | None = None
 ) -> Callable[[Column], Column]:
-    """Return a UDF from a struct of request columns to a struct of (ranked, rejected, counts).
+    """Return a UDF from a struct of request columns to a struct of (ranked, rejected, counts, stats).
 
     Args:
         requests: request rows (`join.requests.build_requests`), for their schema alone.
@@ -93,7 +123,8 @@ def score_udf(
     path = resolve_checkpoint(config.folder("checkpoints"), checkpoint or config.training.model)
     loaded = load_checkpoint(path)
     states = resolve_item_states(config.folder("item_states"), checkpoint_id=loaded.checkpoint_id, ds=ds)
-    return udf_of(scoring_task(config, ds=ds, checkpoint=loaded, item_states=states), requests)
+    sizes = choose_sizes(config.scoring, probe_worker(requests.sparkSession, config.scoring.device), item_states=states)
+    return udf_of(scoring_task(config, ds=ds, checkpoint=loaded, item_states=states, sizes=sizes), requests)
 
 
 def udf_of(task: ScoreShards, requests: DataFrame) -> Callable[[Column], Column]:
@@ -116,7 +147,7 @@ def udf_of(task: ScoreShards, requests: DataFrame) -> Callable[[Column], Column]
 
 
 def score_with_udf(requests: DataFrame, task: ScoreShards) -> DataFrame:
-    """Score sorted request rows through the UDF: (shard, user_id, ranked, rejected, counts), as `mapInArrow` gives."""
+    """Score sorted request rows through the UDF into what `mapInArrow` gives: shard, user_id, the result's fields."""
     result = udf_of(task, requests)(F.struct(*requests.columns)).alias("_result")
     scored = requests.select(Col.SHARD, Col.USER_ID, result)
     whole = scored.where(F.col(f"_result.{Col.CANDIDATES_IN}").isNotNull())
@@ -126,11 +157,11 @@ def score_with_udf(requests: DataFrame, task: ScoreShards) -> DataFrame:
 def _score_frames(frames: Iterator[pd.DataFrame], *, task: ScoreShards, schema: pa.Schema) -> Iterator[pd.DataFrame]:
     """Feed the scorer; a UDF gives as many rows as it got, so a user's result stands at the first of its requests."""
     batches = (pa.RecordBatch.from_pandas(frame, schema=schema, preserve_index=False) for frame in frames)
-    for window, scored in cached_scorer(task).score_windows(batches):
+    for window, scored in task_scorer(task).score_windows(batches):
         first = np.concatenate([[0], boundaries(window.column(Col.USER_ID))]).astype(np.int64)
         results = scored.select(list(_RESULT)).to_pandas().set_index(first)
-        spread = results.reindex(range(window.num_rows)).astype(dict.fromkeys(_RESULT[2:], "Int64"))
-        # Spark takes None for a null array, but not the NaN that reindex leaves.
-        lists = spread[list(_RESULT[:2])]
-        spread[list(_RESULT[:2])] = lists.where(lists.notna(), None)
+        spread = results.reindex(range(window.num_rows)).astype(dict.fromkeys(_COUNTS, "Int64"))
+        # Spark takes None for a null array or struct, but not the NaN that reindex leaves.
+        nested = spread[list(_NESTED)]
+        spread[list(_NESTED)] = nested.where(nested.notna(), None)
         yield spread

@@ -30,7 +30,9 @@ from gesr_core.errors import ConfigurationError
 from gesr_core.model.build import Model, build_model
 from gesr_core.names import Col
 from gesr_core.runtime.collate import decode
-from gesr_core.runtime.scorer import Scorer, ScorerSettings, plan_micro_batches
+from gesr_core.runtime.device import CPU_BATCH_PAIRS
+from gesr_core.runtime.plan import ScorerSettings, plan_micro_batches
+from gesr_core.runtime.scorer import Scorer
 from gesr_core.training.data import index_of, sorted_by_key
 from gesr_core.training.features import FeatureSpace
 from gesr_core.training.loop import learn_date, train
@@ -194,7 +196,7 @@ def _scorer_settings(config: Config, features: FeatureSpace, *, ds: str) -> Scor
         tasks=features.tasks,
         score_weights=config.labels.score_weights(features.tasks),
         top_k=section.top_k,
-        batch_pairs=section.batch_pairs,
+        batch_pairs=CPU_BATCH_PAIRS,
         plan_window_requests=section.plan_window_requests,
         history_buckets=tuple(section.history_buckets),
         candidate_buckets=tuple(section.candidate_buckets),

@@ -72,7 +72,7 @@ class Day:
 
     def _require_columns(self, ref: TableRef, columns: Mapping[str, str], *, remedy: str) -> None:
         table = read_table(self.spark, ref)
-        require_columns(table, list(columns), where=f"{ref.role} ({ref.location})")
+        require_columns(table, list(columns), where=f"{ref.role} ({ref.location})", remedy=remedy)
         for name, expected in columns.items():
             found = table.schema[name].dataType.simpleString()
             if found != expected:

@@ -6,24 +6,23 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from pyspark.sql import DataFrame, SparkSession
 
 from gesr_core.config import Config
 from gesr_core.content import sha256_of
-from gesr_core.errors import ConfigurationError, InputError
+from gesr_core.errors import InputError
 from gesr_core.io.daily import InputTable, item_type, newest_days, read_daily
 from gesr_core.io.tables import read_table
 from gesr_core.join.requests import users_at
 from gesr_core.names import Col, Role
-from gesr_core.runtime.device import report_device
+from gesr_core.runtime.device import Sizes
 from gesr_core.runtime.item_states import MANIFEST, load_item_states, resolve_item_states
 from gesr_core.runtime.worker import ScoreShards
 from gesr_core.sink.run import PinnedTable, Pins, pin_table
 from gesr_core.training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
-from gesr_core.udf import scoring_task
+from gesr_core.udf import choose_sizes, probe_worker, scoring_task
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +56,9 @@ def pin_newest(
     """
     checkpoint = asked_checkpoint(config, args)
     states = resolve_item_states(config.folder("item_states"), checkpoint_id=checkpoint.checkpoint_id, ds=args.ds)
-    task = scoring_task(config, ds=args.ds, checkpoint=checkpoint, item_states=states)
-    device = _device_of_workers(spark, config.scoring.device)
+    worker = probe_worker(spark, config.scoring.device)
+    sizes = choose_sizes(config.scoring, worker, item_states=states)
+    task = scoring_task(config, ds=args.ds, checkpoint=checkpoint, item_states=states, sizes=sizes)
     features = user_features(checkpoint)
     lists = checkpoint.features.user_lists
     inputs = read_daily(
@@ -76,9 +76,10 @@ def pin_newest(
         {"path": str(checkpoint.path), "id": checkpoint.checkpoint_id, "model": checkpoint.model_name},
         {"path": str(states), "version": task.items_version, "sha256": sha256_of(states / MANIFEST)},
         config.scoring_hash(),
+        vars(sizes),
     )
     if log_plan:
-        _log_plan(pins, device=device, shards=config.scoring.shards)
+        _log_plan(pins, device=worker.device, shards=config.scoring.shards)
     return Pinned(inputs, checkpoint, states, pins, task)
 
 
@@ -93,8 +94,12 @@ def pin_again(spark: SparkSession, config: Config, ds: str, pins: Pins) -> Pinne
         raise InputError(
             f"{pins.checkpoint['path']} is no longer the checkpoint {pins.checkpoint['id']} that was pinned"
         )
+    if not pins.sizes:
+        raise InputError(
+            "an earlier version of this job opened it, which did not record how much workers took on at once"
+        )
     states = Path(pins.item_states["path"])
-    task = scoring_task(config, ds=ds, checkpoint=checkpoint, item_states=states)
+    task = scoring_task(config, ds=ds, checkpoint=checkpoint, item_states=states, sizes=Sizes(**pins.sizes))
     where = {Role(role): (table.location, table.version) for role, table in pins.inputs.items()}
     features = user_features(checkpoint)
     lists = checkpoint.features.user_lists
@@ -149,24 +154,13 @@ def user_features(checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def _device_of_workers(spark: SparkSession, wanted: str) -> str:
-    """Ask a worker, not the driver: on a cluster the GPUs are the executors'.
-
-    Raises:
-        ConfigurationError: the worker has no such device.
-    """
-    # One partition: on a cluster each one more would start a worker of its own.
-    one_row = spark.range(0, 1, 1, 1)
-    found = one_row.mapInArrow(partial(report_device, wanted=wanted), "device string, error string").collect()[0]
-    if found["error"]:
-        raise ConfigurationError(found["error"])
-    return str(found["device"])
-
-
 def _log_plan(pins: Pins, *, device: str, shards: int) -> None:
     for role, table in pins.inputs.items():
         rows = table.digest.split(":")[0]
         log.info("%s: %s rows, version %d of %s", role, f"{int(rows):,}", table.version, table.location)
     log.info("checkpoint: %s", pins.checkpoint["path"])
     log.info("item states: %s", pins.item_states["path"])
-    log.info("device: %s; %d shards; everything that a run needs is there", device, shards)
+    sizes = Sizes(**pins.sizes)
+    bounded = f", {sizes.batch_bytes / 2**30:.1f} GiB" if sizes.batch_bytes else ""
+    log.info("device: %s; a micro-batch holds at most %s pairs%s", device, f"{sizes.batch_pairs:,}", bounded)
+    log.info("%d shards; everything that a run needs is there", shards)

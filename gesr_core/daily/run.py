@@ -38,6 +38,7 @@ from gesr_core.sink.staging import (
     staged_users,
     waves,
 )
+from gesr_core.sink.work import Work
 from gesr_core.udf import result_fields, score_with_udf
 
 log = logging.getLogger(__name__)
@@ -131,12 +132,13 @@ def finish(day: Day, run: Run, *, started_s: float, lost: Lost = frozenset()) ->
     for row in staged.accepted.values():
         for name, value in row.counts.items():
             counts[name] = counts.get(name, 0) + value
-    details = {"work_id": run.work_id, "pins": run.pins.to_json()}
+    details = {"work_id": run.work_id, "pins": run.pins.to_json(), "work": staged.work.to_json()}
     elapsed_s = time.monotonic() - started_s
     published = run.row(
         "run_published", generation=run.generation + 1, counts=counts, elapsed_s=elapsed_s, details=details
     )
     append_ledger(day.spark, day.ledger_ref, [published])
+    log.info("%s", staged.work)
     clear_staging(day.spark, day.config.table(Role.STAGING), work_id=run.work_id)
 
 
@@ -156,6 +158,11 @@ class Staged:
     version: int
     accepted: Mapping[int, LedgerRow]
     rows: DataFrame
+
+    @property
+    def work(self) -> Work:
+        """What scoring them took."""
+        return Work.together(Work.from_json(row.details.get("work", {})) for row in self.accepted.values())
 
 
 def read_staged(day: Day, run: Run, *, lost: Lost = frozenset()) -> Staged:
@@ -207,15 +214,14 @@ class DailyRun:
         """Record the attempt in the ledger: the first accepted one of a shard is the one that counts."""
         counts = attempt_counts(self.day.staging(), work_id=self.run.work_id, attempt_id=attempt_id)
         elapsed_s = (time.monotonic() - self.wave_started_s) / len(shards)
-        details = {"work_id": self.run.work_id}
         rows = [
             self.run.row(
                 "shard_accepted",
                 shard=shard,
                 attempt_id=attempt_id,
-                counts=vars(counts[shard]) if shard in counts else {},
+                counts=counts[shard].to_ledger() if shard in counts else {},
                 elapsed_s=elapsed_s,
-                details=details,
+                details={"work_id": self.run.work_id, "work": counts[shard].work.to_json() if shard in counts else {}},
             )
             for shard in shards
         ]
@@ -309,6 +315,7 @@ class DailyRun:
             "pins": self.run.pins.to_json(),
             "plan": vars(self.pinned.task.settings),
             "shards": self.day.config.scoring.shards,
+            "work": self.staged.work.to_json(),
             "gate": gate,
             "code": gesr_core.__version__,
             "versions": {"python": platform.python_version(), **{name: package_version(name) for name in packages}},

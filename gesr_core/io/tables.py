@@ -106,18 +106,19 @@ def read_input(
     return df
 
 
-def require_columns(df: DataFrame, names: Sequence[str], *, where: str) -> None:
+def require_columns(df: DataFrame, names: Sequence[str], *, where: str, remedy: str = "") -> None:
     """Check that `df` has the columns.
 
     Raises:
-        InputError: names the first missing one, what there is and the nearest name.
+        InputError: names the first missing one, what there is and the nearest name, and the `remedy`.
     """
     for name in names:
         if name not in df.columns:
             near = difflib.get_close_matches(name, df.columns, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             present = ", ".join(repr(column) for column in df.columns)
-            raise InputError(f"{where} has no column {name!r} (it has {present}){hint}")
+            todo = f"; {remedy}" if remedy else ""
+            raise InputError(f"{where} has no column {name!r} (it has {present}){hint}{todo}")
 
 
 def require_types(df: DataFrame, columns: Sequence[InputColumn], *, where: str) -> None:

@@ -62,6 +62,11 @@ class ItemState:
         extra = dict(tensors)
         return ItemState(extra.pop("vector_RD"), extra.pop("token_RD"), extra.pop("match_RM"), extra)
 
+    @property
+    def nbytes(self) -> int:
+        """The size of all tensors together."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
     def map(self, change: Callable[[Tensor], Tensor]) -> ItemState:
         """Change every tensor."""
         return ItemState.of({name: change(tensor) for name, tensor in self.tensors().items()})
@@ -84,6 +89,10 @@ class UserFeatures:
 
     categorical_BC: Tensor
     numeric_BF: Tensor
+
+    def to(self, device: torch.device) -> UserFeatures:
+        """Return the features on `device`."""
+        return UserFeatures(self.categorical_BC.to(device), self.numeric_BF.to(device))
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,6 @@ class Requests:
 
     def to(self, device: torch.device) -> Requests:
         """Return the batch on `device`."""
-        user = UserFeatures(self.user.categorical_BC.to(device), self.user.numeric_BF.to(device))
         h = self.history
         history = History(*(t.to(device) for t in (h.row_BT, h.age_s_BT, h.action_BT, h.value_BT, h.length_B)))
-        return Requests(user, history, self.candidate_row_BN.to(device), self.count_B.to(device))
+        return Requests(self.user.to(device), history, self.candidate_row_BN.to(device), self.count_B.to(device))

@@ -24,13 +24,15 @@ def pad_rows(
     length: int,
     fill: float | bool = 0,
     keep: Literal["first", "last"] = "first",
+    skip: int = 0,
 ) -> Tensor:
     """Return the rows named by `rows` [B] as [B, L], each from position 0 on, `fill` after its end.
 
-    A row that is longer than `length` keeps its first or its last values, in their order.
+    A row that is longer than `length` keeps its first or its last values, in their order; of the first ones, `skip` are
+    left out.
     """
-    starts_B = offsets[rows]
-    kept_B = (offsets[rows + 1] - starts_B).clamp_max(length)
+    starts_B = offsets[rows] + skip
+    kept_B = (offsets[rows + 1] - starts_B).clamp(0, length)
     if keep == "last":
         starts_B = offsets[rows + 1] - kept_B
     position_L = torch.arange(length, device=values_V.device)

@@ -42,6 +42,12 @@ class JaggedRequests:
     candidate_row_P: Tensor
     extras: dict[str, Tensor] = field(default_factory=dict)
 
+    def to(self, device: torch.device) -> JaggedRequests:
+        """Return the requests on `device`."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        extras = {name: value.to(device) for name, value in self.extras.items()}
+        return JaggedRequests(user=self.user.to(device), extras=extras, **tensors)
+
     @property
     def history_length_B(self) -> Tensor:
         return lengths(self.history_offsets)
@@ -91,11 +97,13 @@ def decode(
     )
 
 
-def pad(jagged: JaggedRequests, select: Tensor, *, history_length: int, candidates: int) -> Requests:
+def pad(
+    jagged: JaggedRequests, select: Tensor, *, history_length: int, candidates: int, first_candidate: int = 0
+) -> Requests:
     """Cut the requests `select` out and pad them.
 
-    A history longer than `history_length` keeps its newest events; requests must not have more candidates than
-    `candidates`.
+    A history longer than `history_length` keeps its newest events. Of the candidates those from `first_candidate` on
+    are taken, at most `candidates` of them.
     """
 
     def padded(values_E: Tensor, fill: int) -> Tensor:
@@ -109,13 +117,16 @@ def pad(jagged: JaggedRequests, select: Tensor, *, history_length: int, candidat
         length_B=jagged.history_length_B[select].clamp_max(history_length),
     )
     user = UserFeatures(jagged.user.categorical_BC[select], jagged.user.numeric_BF[select])
-    rows_BN = pad_candidates(jagged, jagged.candidate_row_P, select, candidates, fill=-1)
-    return Requests(user, history, rows_BN, jagged.count_B[select])
+    rows_BN = pad_candidates(jagged, jagged.candidate_row_P, select, candidates, fill=-1, first=first_candidate)
+    count_B = (jagged.count_B[select] - first_candidate).clamp(0, candidates)
+    return Requests(user, history, rows_BN, count_B)
 
 
-def pad_candidates(jagged: JaggedRequests, values_P: Tensor, select: Tensor, width: int, *, fill: float) -> Tensor:
-    """Pad a per-candidate value (a row, a label) of the requests `select` to [B, width]."""
-    return pad_rows(values_P, jagged.candidate_offsets, rows=select, length=width, fill=fill)
+def pad_candidates(
+    jagged: JaggedRequests, values_P: Tensor, select: Tensor, width: int, *, fill: float, first: int = 0
+) -> Tensor:
+    """Pad a per-candidate value (a row, a label) of the requests `select` to [B, width], from number `first` on."""
+    return pad_rows(values_P, jagged.candidate_offsets, rows=select, length=width, fill=fill, skip=first)
 
 
 def list_column(batch: pa.RecordBatch, name: str) -> tuple[Tensor, pa.Array]:
@@ -137,7 +148,7 @@ def _rows(batch: pa.RecordBatch, ids: pa.Array, key_name: str, *, index: ItemInd
         rows = index.rows(_integers(list_column(batch, key_name)[1]), ids)
     missing = torch.from_numpy(pc.is_null(ids).to_numpy(zero_copy_only=False)) if ids.null_count else None
     if missing is not None:
-        rows = torch.where(missing, -1, rows)
+        rows = torch.where(missing.to(rows.device), -1, rows)
     return torch.where(rows >= 0, rows + row_offset, rows) if row_offset else rows
 
 

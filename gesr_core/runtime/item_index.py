@@ -41,13 +41,21 @@ class ItemIndex:
             raise ValueError("item ids are not unique")
         return ItemIndex(keys, values, runs)
 
+    def to(self, device: torch.device) -> ItemIndex:
+        """Return the index with its keys on `device`, where BIGINT ids are then searched for.
+
+        STRING ids stay where their values are, to be compared.
+        """
+        return self if self.value_R is not None else ItemIndex(self.key_R.to(device), None, self.longest_run)
+
     def rows(self, keys: Tensor, values: pa.Array | None = None) -> Tensor:
-        """Return the row of each id, -1 where the table lacks it.
+        """Return the row of each id, -1 where the table lacks it, on the device of the index.
 
         Args:
             keys: int64 keys, any shape for BIGINT ids, one dimension for STRING ids.
             values: the ids themselves, for STRING items.
         """
+        keys = keys.to(self.key_R.device)
         if not len(self.key_R):
             return torch.full_like(keys, -1)
         first = torch.searchsorted(self.key_R, keys).clamp_max_(len(self.key_R) - 1)

@@ -170,6 +170,11 @@ def load_item_states(path: Path, *, verify: bool = True) -> ItemStates:
     return ItemStates(path, manifest, state, ItemIndex.build(key_R, values))
 
 
+def states_bytes(path: Path) -> int:
+    """Return what the states of an export take in memory."""
+    return (path / STATES).stat().st_size
+
+
 def read_ids(path: Path) -> pa.Array:
     """Return the STRING ids of an export, mapped into memory."""
     with pa.memory_map(str(path)) as source:

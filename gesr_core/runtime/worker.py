@@ -1,34 +1,42 @@
 """What crosses to a Spark Python worker: which checkpoint, which item states, which settings. No JVM, no pyspark.
 
-A worker process keeps the scorers it has built, by content, so that a reused worker loads nothing.
+A worker process keeps what it has loaded, by content, so that a reused worker loads nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 import torch
+from torch import nn
 
 from gesr_core.errors import InputError
+from gesr_core.model.inputs import ItemState
 from gesr_core.runtime.device import choose_device
+from gesr_core.runtime.item_index import ItemIndex
 from gesr_core.runtime.item_states import load_item_states
-from gesr_core.runtime.scorer import Scorer, ScorerSettings
+from gesr_core.runtime.plan import ScorerSettings
+from gesr_core.runtime.scorer import Scorer
 from gesr_core.training.checkpoint import load_checkpoint
+from gesr_core.training.features import FeatureSpace
 
-# A worker scores one run after another: the newest two cover a run and the one that it compares itself with.
-_KEPT: Final = 2
-_scorers: dict[ScoreShards, Scorer] = {}
+# A worker keeps the models of former runs up to this size, weights and item states together (states that are mapped
+# into memory are the page cache's, and count all the same).
+CACHE_BYTES: Final = 4 << 30
 
 
 @dataclass(frozen=True)
 class ScoreShards:
     """Scores the request rows of a partition; small, hashable, and picklable by reference.
 
-    Paths must be seen by every executor under the same name; the ids are checked against what lies there.
+    Paths must be seen by every executor under the same name; the ids are checked against what lies there. `halved` is
+    what an earlier run recorded of micro-batches that memory could not bear (`sink.work.Work.halved`), to be repeated.
     """
 
     checkpoint: str
@@ -38,29 +46,87 @@ class ScoreShards:
     settings: ScorerSettings
     device: str
     threads: int
+    item_table_bytes: int | None = None
+    workers_per_gpu: int = 1
+    halved: tuple[tuple[int, int, int, int], ...] = ()
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Map request rows, sorted by (shard, user, request), to one score row per user."""
-        return cached_scorer(self).score(batches)
+        return task_scorer(self).score(batches)
 
 
-def cached_scorer(task: ScoreShards) -> Scorer:
-    """Return this process's scorer for the task, built at first use."""
-    scorer = _scorers.pop(task, None) or build_scorer(task)
-    _scorers[task] = scorer
-    while len(_scorers) > _KEPT:
-        _scorers.pop(next(iter(_scorers)))
-    return scorer
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint's model and the item states that go with it, as a worker keeps them."""
+
+    model: nn.Module
+    features: FeatureSpace
+    items: ItemState
+    index: ItemIndex
+
+    @property
+    def nbytes(self) -> int:
+        """The size of weights and item states."""
+        return self.items.nbytes + sum(tensor.nbytes for tensor in self.model.state_dict().values())
 
 
-def build_scorer(task: ScoreShards) -> Scorer:
+class ModelCache:
+    """Keeps what was loaded under its content ids, the least used thrown out beyond `limit_bytes`."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._kept: OrderedDict[tuple[str, ...], Loaded] = OrderedDict()
+
+    def get(self, key: tuple[str, ...], load: Callable[[], Loaded]) -> tuple[Loaded, bool]:
+        """Return what is kept under `key`, or load it; say which. What was asked for last always stays."""
+        hit = key in self._kept
+        if not hit:
+            self._kept[key] = load()
+        self._kept.move_to_end(key)
+        while len(self._kept) > 1 and sum(loaded.nbytes for loaded in self._kept.values()) > self.limit_bytes:
+            self._kept.popitem(last=False)
+        return self._kept[key], hit
+
+
+_cache = ModelCache(CACHE_BYTES)
+
+
+def task_scorer(task: ScoreShards) -> Scorer:
+    """Return a scorer for the task, around what this process has loaded already where it has.
+
+    Raises:
+        InputError: checkpoint or item states are missing, altered, or others than the pinned ones.
+    """
+    # Spark runs one Python worker per task slot: more threads each would only fight over the cores.
+    torch.set_num_threads(task.threads)
+    device = choose_device(task.device)
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(1 / task.workers_per_gpu)
+    started_s = time.perf_counter()
+    key = (task.checkpoint_id, task.items_version, str(device), str(task.item_table_bytes))
+    loaded, hit = _cache.get(key, lambda: load(task, device=device))
+    halved: dict[tuple[int, int], dict[int, int]] = {}
+    for shard, window, micro_batch, halvings in task.halved:
+        halved.setdefault((shard, window), {})[micro_batch] = halvings
+    return Scorer(
+        loaded.model,
+        items=loaded.items,
+        index=loaded.index,
+        encode_users=loaded.features.encode_users,
+        actions=loaded.features.actions,
+        settings=task.settings,
+        device=device,
+        halved=halved,
+        load_s=0.0 if hit else time.perf_counter() - started_s,
+    )
+
+
+def load(task: ScoreShards, *, device: torch.device) -> Loaded:
     """Load checkpoint and item states and check that they are those that the driver pinned.
 
     Raises:
         InputError: they are missing, altered, or others than the pinned ones.
     """
-    # Spark runs one Python worker per task slot: more threads each would only fight over the cores.
-    torch.set_num_threads(task.threads)
     checkpoint = load_checkpoint(Path(task.checkpoint))
     states = load_item_states(Path(task.item_states), verify=False)
     found = (checkpoint.checkpoint_id, states.items_version)
@@ -69,12 +135,17 @@ def build_scorer(task: ScoreShards) -> Scorer:
             f"{task.checkpoint} and {task.item_states} hold {found}, but the run pinned "
             f"{(task.checkpoint_id, task.items_version)}; they changed under the run"
         )
-    return Scorer(
-        checkpoint.build(),
-        items=states.items,
-        index=states.index,
-        encode_users=checkpoint.features.encode_users,
-        actions=checkpoint.features.actions,
-        settings=task.settings,
-        device=choose_device(task.device),
-    )
+    items, index = on_device(states.items, states.index, device=device, limit_bytes=task.item_table_bytes)
+    return Loaded(checkpoint.build().eval().to(device), checkpoint.features, items, index)
+
+
+def on_device(
+    items: ItemState, index: ItemIndex, *, device: torch.device, limit_bytes: int | None
+) -> tuple[ItemState, ItemIndex]:
+    """Put item states and their index on the device if they fit `limit_bytes` (None: whatever they take).
+
+    Larger ones stay in host memory, where each micro-batch gathers what it needs.
+    """
+    if limit_bytes is not None and items.nbytes > limit_bytes:
+        return items, index
+    return items.map(lambda tensor: tensor.to(device)), index.to(device)

@@ -38,12 +38,16 @@ class PinnedTable:
 
 @dataclass(frozen=True)
 class Pins:
-    """Everything that a run reads. `inputs` is by role; the checkpoint and item states are by path and content id."""
+    """Everything that a run reads. `inputs` is by role; the checkpoint and item states are by path and content id.
+
+    `sizes` is how much a worker takes on at once: it changes no more than roundings, but a resume has to repeat them.
+    """
 
     inputs: Mapping[str, PinnedTable]
     checkpoint: Mapping[str, str]
     item_states: Mapping[str, str]
     configuration: str
+    sizes: Mapping[str, int | None]
 
     def to_json(self) -> dict[str, Any]:
         inputs = {role: vars(table) for role, table in self.inputs.items()}
@@ -52,12 +56,15 @@ class Pins:
             "checkpoint": dict(self.checkpoint),
             "item_states": dict(self.item_states),
             "configuration": self.configuration,
+            "sizes": dict(self.sizes),
         }
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Pins:
         inputs = {role: PinnedTable(**table) for role, table in values["inputs"].items()}
-        return Pins(inputs, values["checkpoint"], values["item_states"], values["configuration"])
+        names = ("checkpoint", "item_states", "configuration")
+        # An earlier version did not record them.
+        return Pins(inputs, *(values[name] for name in names), sizes=values.get("sizes", {}))
 
     def differences(self, other: Pins) -> list[str]:
         """Name what differs in content; table versions and paths may move without changing anything.

@@ -13,15 +13,21 @@ from gesr_core.config import TableRef
 from gesr_core.names import Col
 from gesr_core.sink.ledger import LedgerRow
 from gesr_core.sink.tables import append, commit_lock
+from gesr_core.sink.work import Work
 
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """What one shard of an attempt holds."""
+    """What one shard of an attempt holds, and what scoring it took."""
 
     users: int
     candidates_in: int
     candidates_scored: int
+    work: Work
+
+    def to_ledger(self) -> dict[str, int]:
+        """Return the counts that a shard's ledger entry has."""
+        return {name: value for name, value in vars(self).items() if name != "work"}
 
 
 def new_attempt_id() -> str:
@@ -64,9 +70,10 @@ def attempt_counts(staging: DataFrame, *, work_id: str, attempt_id: str) -> dict
         F.count(F.lit(1)).alias("users"),
         F.sum(Col.CANDIDATES_IN).alias("candidates_in"),
         F.sum(Col.CANDIDATES_SCORED).alias("candidates_scored"),
+        *Work.aggregates(),
     )
     return {
-        row[Col.SHARD]: ShardCounts(row["users"], row["candidates_in"], row["candidates_scored"])
+        row[Col.SHARD]: ShardCounts(row["users"], row["candidates_in"], row["candidates_scored"], Work.of_row(row))
         for row in per_shard.collect()
     }
 

@@ -19,7 +19,9 @@ from gesr_core.daily.run import open_run
 from gesr_core.errors import AnotherRunWon, ConfigurationError, GateRefused, InputError
 from gesr_core.io.tables import read_table, table_version
 from gesr_core.names import Role
+from gesr_core.sink.ledger import read_ledger
 from gesr_core.sink.staging import clear_staging
+from gesr_core.sink.work import Work
 from gesr_core.spark_settings import settings
 from jobs import score_daily
 from tests.toy import DS, ITEMS, USERS, Toy, toy_candidates, write_rows
@@ -63,6 +65,22 @@ def test_the_publishing_commit_carries_the_manifest(toy: Toy, spark: SparkSessio
     assert set(manifest["pins"]["inputs"]) == {"candidates", "histories", "users"}
     assert manifest["plan"]["top_k"] == 5
     assert manifest["versions"]["pyspark"]
+
+
+def test_the_ledger_says_what_scoring_took(toy: Toy, spark: SparkSession) -> None:
+    rows = read_ledger(spark, toy.config.table(Role.LEDGER), job="score_daily", ds=DS, target="scores")
+    [published] = [row for row in rows if row.kind == "run_published"]
+    work = Work.from_json(published.details["work"])
+    assert work.pairs == sum(len({item for item, _, _ in pairs if item}) for _, _, pairs in toy_candidates())
+    assert work.requests > USERS  # some users have more candidates than a request holds
+    assert work.padded_pairs > work.pairs
+    assert work.devices == ("cpu",)
+    assert min(work.decode_s, work.compute_s, work.encode_s) > 0
+    assert work.loads >= 1
+    assert not work.halved
+    accepted = [row for row in rows if row.kind == "shard_accepted"]
+    together = Work.together(Work.from_json(row.details["work"]) for row in accepted)
+    assert (together.windows, together.requests, together.pairs) == (work.windows, work.requests, work.pairs)
 
 
 def test_rerun_of_a_published_ds_changes_nothing_also_after_appends_and_compaction(

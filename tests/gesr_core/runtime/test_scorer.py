@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from gesr_core.model.inputs import History, ItemState, UserFeatures
 from gesr_core.runtime.item_index import ItemIndex
-from gesr_core.runtime.scorer import Scorer, ScorerSettings, plan_micro_batches, window_ends, windows
+from gesr_core.runtime.plan import ScorerSettings, plan_micro_batches, window_ends, windows
+from gesr_core.runtime.scorer import Scorer
 
 SETTINGS = ScorerSettings(
     request_time_s=1_000,
@@ -85,6 +86,11 @@ def _batch(rows: Sequence[Row]) -> pa.RecordBatch:
 
 
 def _score(scorer: Scorer, batches: Sequence[pa.RecordBatch]) -> list[dict[str, Any]]:
+    """The score rows without their stats, which time differently each time."""
+    return [{k: v for k, v in row.items() if k != "stats"} for row in _score_with_stats(scorer, batches)]
+
+
+def _score_with_stats(scorer: Scorer, batches: Sequence[pa.RecordBatch]) -> list[dict[str, Any]]:
     return [row for batch in scorer.score(iter(batches)) for row in batch.to_pylist()]
 
 

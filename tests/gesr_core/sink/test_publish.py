@@ -13,7 +13,7 @@ from gesr_core.errors import AnotherRunWon, GesrError
 from gesr_core.sink import publish as module
 from gesr_core.sink.run import Pins, Publication, Run
 
-RUN = Run("2024-03-10", "scores", "ours", 0, Pins({}, {"id": "c"}, {}, "h"))
+RUN = Run("2024-03-10", "scores", "ours", 0, Pins({}, {"id": "c"}, {}, "h", {}))
 
 
 def attempts(monkeypatch: pytest.MonkeyPatch, outcomes: list[Exception | None]) -> list[Publication]:

@@ -19,6 +19,7 @@ PINS = Pins(
     {"path": "/k/1", "id": "k1", "model": "gesr"},
     {"path": "/i/1", "version": "i1", "sha256": "ab"},
     "conf",
+    {"batch_pairs": 32, "batch_bytes": None, "item_table_bytes": None},
 )
 RUN = Run("2024-03-10", "scores", "r1", 0, PINS)
 
@@ -66,6 +67,8 @@ def test_versions_and_paths_may_move_but_content_may_not() -> None:
 
 def test_pins_survive_the_ledger() -> None:
     assert Pins.from_json(PINS.to_json()) == PINS
+    without_sizes = {name: value for name, value in PINS.to_json().items() if name != "sizes"}
+    assert Pins.from_json(without_sizes) == replace(PINS, sizes={})
     assert RUN.opening().job == JOB
 
 
