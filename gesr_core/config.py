@@ -436,6 +436,8 @@ class ScoringConfig(Section):
     item_table_bytes: Literal["auto"] | Annotated[int, Field(ge=0)]
     # Python workers that share a GPU; each has an equal share of its memory.
     workers_per_gpu: Annotated[int, Field(gt=0)]
+    # How long to wait for the first executor; one that asks for a GPU which no worker has never comes.
+    executor_wait_s: Annotated[float, Field(gt=0)]
     plan_window_requests: Annotated[int, Field(gt=0)]
     history_buckets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     candidate_buckets: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
@@ -523,7 +525,7 @@ class Config(Section):
     def scoring_hash(self) -> str:
         """SHA-256 of every setting that can change a published row; those of execution alone are left out."""
         sections = self.model_dump(mode="json", include={"features", "labels", "histories", "scoring", "gate"})
-        for execution_only in ("shards_per_wave", "transport", "output_files"):
+        for execution_only in ("shards_per_wave", "transport", "output_files", "executor_wait_s"):
             sections["scoring"].pop(execution_only)
         return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
 

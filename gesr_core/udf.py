@@ -6,21 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame, SparkSession, functions as F, types as T
+from pyspark.sql import Column, DataFrame, functions as F, types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from gesr_core.config import Config, ScoringConfig
 from gesr_core.dates import request_time
 from gesr_core.errors import ConfigurationError
+from gesr_core.executors import granted_gpu, probe_worker
 from gesr_core.names import Col
-from gesr_core.runtime.device import Sizes, WorkerDevice, fitting_sizes, report_device
+from gesr_core.runtime.device import Sizes, WorkerDevice, fitting_sizes
 from gesr_core.runtime.item_states import load_item_states, resolve_item_states, states_bytes
 from gesr_core.runtime.plan import ScorerSettings, boundaries
 from gesr_core.runtime.worker import ScoreShards, task_scorer
@@ -30,21 +30,6 @@ from gesr_core.training.checkpoint import Checkpoint, load_checkpoint, resolve_c
 _RESULT = (Col.RANKED, Col.REJECTED, Col.CANDIDATES_IN, Col.CANDIDATES_SCORED, Col.STATS)
 _COUNTS = (Col.CANDIDATES_IN, Col.CANDIDATES_SCORED)
 _NESTED = (Col.RANKED, Col.REJECTED, Col.STATS)
-
-
-def probe_worker(spark: SparkSession, wanted: str) -> WorkerDevice:
-    """Ask a worker, not the driver, which device it has: on a cluster the GPUs are the executors'.
-
-    Raises:
-        ConfigurationError: the worker has no such device.
-    """
-    # One partition: on a cluster each one more would start a worker of its own.
-    one_row = spark.range(0, 1, 1, 1)
-    report = partial(report_device, wanted=wanted)
-    found = one_row.mapInArrow(report, "device string, free_bytes bigint, error string").collect()[0]
-    if found["error"]:
-        raise ConfigurationError(found["error"])
-    return WorkerDevice(found["device"], found["free_bytes"])
 
 
 def choose_sizes(scoring: ScoringConfig, worker: WorkerDevice, *, item_states: Path) -> Sizes:
@@ -123,7 +108,9 @@ def score_udf(
     path = resolve_checkpoint(config.folder("checkpoints"), checkpoint or config.training.model)
     loaded = load_checkpoint(path)
     states = resolve_item_states(config.folder("item_states"), checkpoint_id=loaded.checkpoint_id, ds=ds)
-    sizes = choose_sizes(config.scoring, probe_worker(requests.sparkSession, config.scoring.device), item_states=states)
+    scoring = config.scoring
+    worker = probe_worker(requests.sparkSession, wanted=scoring.device, wait_s=scoring.executor_wait_s)
+    sizes = choose_sizes(scoring, worker, item_states=states)
     return udf_of(scoring_task(config, ds=ds, checkpoint=loaded, item_states=states, sizes=sizes), requests)
 
 
@@ -157,7 +144,7 @@ def score_with_udf(requests: DataFrame, task: ScoreShards) -> DataFrame:
 def _score_frames(frames: Iterator[pd.DataFrame], *, task: ScoreShards, schema: pa.Schema) -> Iterator[pd.DataFrame]:
     """Feed the scorer; a UDF gives as many rows as it got, so a user's result stands at the first of its requests."""
     batches = (pa.RecordBatch.from_pandas(frame, schema=schema, preserve_index=False) for frame in frames)
-    for window, scored in task_scorer(task).score_windows(batches):
+    for window, scored in task_scorer(task, gpu=granted_gpu()).score_windows(batches):
         first = np.concatenate([[0], boundaries(window.column(Col.USER_ID))]).astype(np.int64)
         results = scored.select(list(_RESULT)).to_pandas().set_index(first)
         spread = results.reindex(range(window.num_rows)).astype(dict.fromkeys(_COUNTS, "Int64"))

@@ -13,6 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from gesr_core.config import Config
 from gesr_core.content import sha256_of
 from gesr_core.errors import InputError
+from gesr_core.executors import gpu_profile, probe_worker
 from gesr_core.io.daily import InputTable, item_type, newest_days, read_daily
 from gesr_core.io.tables import read_table
 from gesr_core.join.requests import users_at
@@ -22,7 +23,7 @@ from gesr_core.runtime.item_states import MANIFEST, load_item_states, resolve_it
 from gesr_core.runtime.worker import ScoreShards
 from gesr_core.sink.run import PinnedTable, Pins, pin_table
 from gesr_core.training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
-from gesr_core.udf import choose_sizes, probe_worker, scoring_task
+from gesr_core.udf import choose_sizes, scoring_task
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +55,15 @@ def pin_newest(
         InputError: a table, column, day, checkpoint or item states are missing.
         ConfigurationError: the device that is configured is not there.
     """
-    checkpoint = asked_checkpoint(config, args)
+    checkpoint, scoring = asked_checkpoint(config, args), config.scoring
     states = resolve_item_states(config.folder("item_states"), checkpoint_id=checkpoint.checkpoint_id, ds=args.ds)
-    worker = probe_worker(spark, config.scoring.device)
-    sizes = choose_sizes(config.scoring, worker, item_states=states)
+    worker = probe_worker(
+        spark,
+        wanted=scoring.device,
+        profile=gpu_profile(spark, wanted=scoring.device, workers_per_gpu=scoring.workers_per_gpu),
+        wait_s=scoring.executor_wait_s,
+    )
+    sizes = choose_sizes(scoring, worker, item_states=states)
     task = scoring_task(config, ds=args.ds, checkpoint=checkpoint, item_states=states, sizes=sizes)
     features = user_features(checkpoint)
     lists = checkpoint.features.user_lists

@@ -19,6 +19,7 @@ from gesr_core.config import Config
 from gesr_core.daily.day import Day
 from gesr_core.daily.pinning import Pinned, asked_checkpoint, pin_again, pin_newest, user_features
 from gesr_core.errors import AnotherRunWon, GateRefused, InputError
+from gesr_core.executors import OnGrantedGpu, gpu_profile
 from gesr_core.io.tables import read_table, table_version
 from gesr_core.join.requests import build_requests, users_at
 from gesr_core.join.shards import shard_of
@@ -206,7 +207,9 @@ class DailyRun:
         else:
             user = requests.schema[Col.USER_ID].dataType.simpleString()
             fields = f"{Col.SHARD} int, {Col.USER_ID} {user}, {result_fields(requests, tasks=task.settings.tasks)}"
-            scored = requests.mapInArrow(task, fields)  # type: ignore[arg-type]
+            scoring = self.day.config.scoring
+            profile = gpu_profile(self.day.spark, wanted=scoring.device, workers_per_gpu=scoring.workers_per_gpu)
+            scored = requests.mapInArrow(OnGrantedGpu(task), fields, profile=profile)
         stage(scored, self.day.config.table(Role.STAGING), work_id=self.run.work_id, attempt_id=attempt_id)
         return attempt_id
 

@@ -57,24 +57,49 @@ def fitting_sizes(worker: WorkerDevice, *, workers: int, item_table_bytes: int) 
     return Sizes(GPU_BATCH_PAIRS, batch_bytes=usable - taken, item_table_bytes=usable // 2)
 
 
-def choose_device(wanted: str, *, setting: str = "scoring.device") -> torch.device:
+def choose_device(wanted: str, *, setting: str = "scoring.device", gpu: str | None = None) -> torch.device:
     """Return the device for `cpu`, `cuda` or `auto` (a GPU where torch sees one, else the CPU), as `setting` has it.
 
+    Args:
+        wanted: what is configured.
+        setting: its name, for messages.
+        gpu: the address of the GPU that Spark granted to this task: its number on this host, or its UUID. That one is
+            used and no other. None: nothing was granted, and the first one is used.
+
     Raises:
-        ConfigurationError: `cuda` was asked for and torch sees none; nothing falls back to the CPU unasked.
+        ConfigurationError: `cuda` was asked for, or a GPU was granted, and torch does not see it; nothing falls back to
+            the CPU unasked.
     """
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
+    if wanted == "cpu":
+        return torch.device("cpu")
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpu is not None:
+        return torch.device("cuda", _number_of(gpu, seen=seen))
+    if wanted == "cuda" and not seen:
         raise ConfigurationError(f"{setting} is cuda, but torch sees no GPU here; set {setting} to cpu or auto")
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+    return torch.device("cuda", 0) if seen else torch.device("cpu")
 
 
-def report_device(batches: Iterator[pa.RecordBatch], *, wanted: str) -> Iterator[pa.RecordBatch]:
+def _number_of(address: str, *, seen: int) -> int:
+    """Return torch's number of the GPU that Spark's discovery script called `address`."""
+    uuids = [f"GPU-{torch.cuda.get_device_properties(number).uuid}" for number in range(seen)]
+    number = int(address) if address.isdecimal() else uuids.index(address) if address in uuids else seen
+    if number >= seen:
+        raise ConfigurationError(
+            f"Spark granted GPU {address}, but torch sees {seen} GPUs here: the discovery script and "
+            "CUDA_VISIBLE_DEVICES must speak of the same ones, or scoring.device be cpu"
+        )
+    return number
+
+
+def report_device(
+    batches: Iterator[pa.RecordBatch], *, wanted: str, gpu: str | None = None
+) -> Iterator[pa.RecordBatch]:
     """Map each batch to one row: the device that a worker scores on and its free memory, or why it cannot."""
     for _ in batches:
         device, free_bytes, error = None, None, None
         try:
-            chosen = choose_device(wanted)
+            chosen = choose_device(wanted, gpu=gpu)
             device = str(chosen)
             free_bytes = torch.cuda.mem_get_info(chosen)[0] if chosen.type == "cuda" else None
         except ConfigurationError as err:

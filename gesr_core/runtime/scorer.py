@@ -137,6 +137,7 @@ class Scorer:
 
     @torch.inference_mode()
     def _decode(self, rows: pa.RecordBatch, number: int) -> _Decoded:
+        self._enter_device()
         started_s = time.perf_counter()
         jagged = decode(
             rows,
@@ -168,6 +169,7 @@ class Scorer:
     @torch.inference_mode()
     def _compute(self, window: _Decoded) -> Selected:
         """Score the micro-batches; nothing waits for the device before all of them are under way."""
+        self._enter_device()
         started_s = time.perf_counter()
         recorded = self.halved.get((window.shard, window.stats.window), {})
         best: list[_Best] = []
@@ -257,6 +259,11 @@ class Scorer:
 
     def _take(self, rows: Tensor) -> ItemState:
         return self.items.take(rows.to(self.items.vector_RD.device)).map(lambda tensor: tensor.to(self.device))
+
+    def _enter_device(self) -> None:
+        """Make this thread's kernels run on the device: each thread has a current one of its own."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
 
     def _bytes_of(self, jagged: JaggedRequests) -> Callable[[int, int], int]:
         """Return what counts a request of a shape; each shape is counted once."""

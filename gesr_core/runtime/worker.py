@@ -50,9 +50,13 @@ class ScoreShards:
     workers_per_gpu: int = 1
     halved: tuple[tuple[int, int, int, int], ...] = ()
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Map request rows, sorted by (shard, user, request), to one score row per user."""
-        return task_scorer(self).score(batches)
+    def __call__(self, batches: Iterator[pa.RecordBatch], *, gpu: str | None = None) -> Iterator[pa.RecordBatch]:
+        """Map request rows, sorted by (shard, user, request), to one score row per user, on the granted GPU."""
+        return task_scorer(self, gpu=gpu).score(batches)
+
+    def choose_device(self, gpu: str | None) -> torch.device:
+        """Return the device to score on; `gpu` is the address that Spark granted."""
+        return choose_device(self.device, gpu=gpu)
 
 
 @dataclass(frozen=True)
@@ -91,17 +95,19 @@ class ModelCache:
 _cache = ModelCache(CACHE_BYTES)
 
 
-def task_scorer(task: ScoreShards) -> Scorer:
+def task_scorer(task: ScoreShards, *, gpu: str | None = None) -> Scorer:
     """Return a scorer for the task, around what this process has loaded already where it has.
 
     Raises:
         InputError: checkpoint or item states are missing, altered, or others than the pinned ones.
+        ConfigurationError: there is no such device as is configured, or as was granted.
     """
     # Spark runs one Python worker per task slot: more threads each would only fight over the cores.
     torch.set_num_threads(task.threads)
-    device = choose_device(task.device)
+    device = task.choose_device(gpu)
     if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(1 / task.workers_per_gpu)
+        torch.cuda.set_device(device)
+        torch.cuda.set_per_process_memory_fraction(1 / task.workers_per_gpu, device)
     started_s = time.perf_counter()
     key = (task.checkpoint_id, task.items_version, str(device), str(task.item_table_bytes))
     loaded, hit = _cache.get(key, lambda: load(task, device=device))

@@ -47,7 +47,7 @@ class Pins:
     checkpoint: Mapping[str, str]
     item_states: Mapping[str, str]
     configuration: str
-    sizes: Mapping[str, int | None]
+    sizes: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         inputs = {role: vars(table) for role, table in self.inputs.items()}
@@ -62,9 +62,9 @@ class Pins:
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Pins:
         inputs = {role: PinnedTable(**table) for role, table in values["inputs"].items()}
-        names = ("checkpoint", "item_states", "configuration")
-        # An earlier version did not record them.
-        return Pins(inputs, *(values[name] for name in names), sizes=values.get("sizes", {}))
+        # An earlier version recorded no sizes.
+        sizes = values.get("sizes", {})
+        return Pins(inputs, values["checkpoint"], values["item_states"], values["configuration"], sizes)
 
     def differences(self, other: Pins) -> list[str]:
         """Name what differs in content; table versions and paths may move without changing anything.
