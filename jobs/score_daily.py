@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--replace", action="store_true", help="score and publish again a ds that is published already")
     parser.add_argument(
+        "--profile",
+        metavar="FOLDER",
+        help="write a trace of each task's first window there, for Perfetto or chrome://tracing; all hosts must see it",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="check configuration, schemas, freshness, checkpoint, item states and device; score nothing",

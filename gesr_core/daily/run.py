@@ -8,7 +8,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version as package_version
 from typing import Any
 
@@ -101,7 +101,7 @@ def open_run(spark: SparkSession, config: Config, args: argparse.Namespace) -> D
     append_ledger(spark, day.ledger_ref, [run.opening()])
     resuming = f", resuming the work of run {resumed}" if resumed else ""
     log.info("run %s opened for ds %s of %s%s", run.run_id, run.ds, run.target, resuming)
-    return DailyRun(day, run, pinned, lost=_lost(day, run, rows))
+    return DailyRun(day, run, pinned, lost=_lost(day, run, rows), trace_folder=args.profile)
 
 
 def _pinned_again(day: Day, former: Run) -> Pinned | None:
@@ -183,6 +183,7 @@ class DailyRun:
     run: Run
     pinned: Pinned
     lost: Lost = frozenset()
+    trace_folder: str | None = None
     started_s: float = field(default_factory=time.monotonic)
 
     def waves(self) -> Iterator[list[int]]:
@@ -201,7 +202,7 @@ class DailyRun:
         attempt_id = new_attempt_id()
         self.wave_started_s = time.monotonic()
         requests = one_partition_per_shard(self._requests(shards), shards)
-        task = self.pinned.task
+        task = replace(self.pinned.task, trace_folder=self.trace_folder)
         if self.day.config.scoring.transport == "pandas_udf":
             scored = score_with_udf(requests, task)
         else:

@@ -19,6 +19,7 @@ from typing import TypeVar, cast
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from gesr_core.errors import GesrError
 from gesr_core.model.build import Model
@@ -136,6 +137,7 @@ class Scorer:
             yield window.rows, self._encode(window, selected)
 
     @torch.inference_mode()
+    @record_function("decode")
     def _decode(self, rows: pa.RecordBatch, number: int) -> _Decoded:
         self._enter_device()
         started_s = time.perf_counter()
@@ -167,6 +169,7 @@ class Scorer:
         return decoded
 
     @torch.inference_mode()
+    @record_function("compute")
     def _compute(self, window: _Decoded) -> Selected:
         """Score the micro-batches; nothing waits for the device before all of them are under way."""
         self._enter_device()
@@ -182,6 +185,7 @@ class Scorer:
         window.stats.compute_s = time.perf_counter() - started_s
         return selected
 
+    @record_function("encode")
     def _encode(self, window: _Decoded, selected: Selected) -> pa.RecordBatch:
         started_s, stats = time.perf_counter(), window.stats
         known_P = (window.jagged.candidate_row_P >= 0).cpu().numpy()

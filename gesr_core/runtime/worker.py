@@ -5,6 +5,7 @@ A worker process keeps what it has loaded, by content, so that a reused worker l
 
 from __future__ import annotations
 
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from torch import nn
 
 from gesr_core.errors import InputError
 from gesr_core.model.inputs import ItemState
+from gesr_core.names import Col
 from gesr_core.runtime.device import choose_device
 from gesr_core.runtime.item_index import ItemIndex
 from gesr_core.runtime.item_states import load_item_states
@@ -37,6 +39,7 @@ class ScoreShards:
 
     Paths must be seen by every executor under the same name; the ids are checked against what lies there. `halved` is
     what an earlier run recorded of micro-batches that memory could not bear (`sink.work.Work.halved`), to be repeated.
+    With a `trace_folder` each task writes a trace of its first window there.
     """
 
     checkpoint: str
@@ -49,10 +52,12 @@ class ScoreShards:
     item_table_bytes: int | None = None
     workers_per_gpu: int = 1
     halved: tuple[tuple[int, int, int, int], ...] = ()
+    trace_folder: str | None = None
 
     def __call__(self, batches: Iterator[pa.RecordBatch], *, gpu: str | None = None) -> Iterator[pa.RecordBatch]:
         """Map request rows, sorted by (shard, user, request), to one score row per user, on the granted GPU."""
-        return task_scorer(self, gpu=gpu).score(batches)
+        scored = task_scorer(self, gpu=gpu).score(batches)
+        return scored if self.trace_folder is None else traced(scored, folder=Path(self.trace_folder))
 
     def choose_device(self, gpu: str | None) -> torch.device:
         """Return the device to score on; `gpu` is the address that Spark granted."""
@@ -122,9 +127,24 @@ def task_scorer(task: ScoreShards, *, gpu: str | None = None) -> Scorer:
         actions=loaded.features.actions,
         settings=task.settings,
         device=device,
+        # A trace is of one thread.
+        overlap=None if task.trace_folder is None else False,
         halved=halved,
         load_s=0.0 if hit else time.perf_counter() - started_s,
     )
+
+
+def traced(scored: Iterator[pa.RecordBatch], *, folder: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the score rows of windows, and write a trace of how the first came about (for Perfetto or Chrome)."""
+    with torch.profiler.profile(record_shapes=True) as profiler:
+        first = next(scored, None)
+    if first is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    shard = first.column(Col.SHARD)[0].as_py()
+    profiler.export_chrome_trace(str(folder / f"shard-{shard}-{os.getpid()}.json.gz"))
+    yield first
+    yield from scored
 
 
 def load(task: ScoreShards, *, device: torch.device) -> Loaded:

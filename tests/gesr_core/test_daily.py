@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections import Counter
@@ -102,6 +103,16 @@ def test_rerun_of_a_published_ds_changes_nothing_also_after_appends_and_compacti
 def test_the_udf_transport_gives_the_same_bits(toy: Toy, spark: SparkSession) -> None:
     score_daily.main(toy.args("scoring.transport=pandas_udf", target="scores_udf"))
     assert ranked(spark, toy.config, "scores_udf") == ranked(spark, toy.config)
+
+
+def test_a_profiled_run_leaves_traces_and_changes_no_bit(toy: Toy, spark: SparkSession, tmp_path: Path) -> None:
+    score_daily.main([*toy.args(target="scores_traced"), "--profile", str(tmp_path / "traces")])
+    traces = list((tmp_path / "traces").glob("shard-*.json.gz"))
+    assert len(traces) == toy.config.scoring.shards
+    with gzip.open(traces[0], "rt") as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert {"decode", "compute", "encode", "aten::addmm"} <= names
+    assert ranked(spark, toy.config, "scores_traced") == ranked(spark, toy.config)
 
 
 def test_session_settings_change_no_bit_and_are_put_back(toy: Toy, spark: SparkSession) -> None:
