@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import logging
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.line import RESULTS, emit, goal_in_words, machine, versions
 from benchmarks.quality.bootstrap import RESAMPLES
 from benchmarks.quality.goals import judge
 from benchmarks.quality.plan import BOTH, CELLS, SEARCH, TRAINING, TRIALS
@@ -29,12 +27,10 @@ from benchmarks.quality.run import LIBRARIES, Job, jobs_of, run_jobs
 from benchmarks.quality.search import best_first, trial_in_words, trial_row
 from benchmarks.quality.store import Result
 from gesr_core.config import PROJECT_ROOT
-from gesr_core.content import replace_file
 from gesr_core.errors import ConfigurationError, GesrError
 
 log = logging.getLogger("benchmarks.quality")
 
-_RESULTS: Final = PROJECT_ROOT / "benchmarks/results"
 _BUDGET_MIN: Final = 100.0
 _QUICK_BUDGET_MIN: Final = 15.0
 
@@ -52,11 +48,7 @@ def main(argv: Sequence[str]) -> None:
     jobs = run_jobs(jobs, prepared, workers=args.workers, budget_s=left_s)
     report = _searched if args.search else _compared
     line = report(prepared, jobs, args, started_s=started_s)
-    text = json.dumps(line)
-    if args.save:
-        _RESULTS.mkdir(exist_ok=True)
-        replace_file(_RESULTS / f"{line['benchmark']}.cpu.json", f"{text}\n".encode())
-    print(text, flush=True)
+    emit(line, device="cpu", save=args.save)
     if any(job.problem and job.problem.startswith("failed") for job in jobs):
         raise GesrError("some cells failed: see the table; run again to try them again")
 
@@ -71,7 +63,7 @@ def _compared(
     for data, found in comparisons.items():
         print(table(found.data, _problems(jobs, data)), "\n", file=sys.stderr)
     for goal in line["goals"]:
-        print(_goal_in_words(goal), file=sys.stderr)
+        print(goal_in_words(goal), file=sys.stderr)
     return line
 
 
@@ -90,8 +82,8 @@ def _searched(
     }  # fmt: skip
     return {
         "benchmark": "quality_search",
-        "machine": _machine(),
-        "versions": _versions(),
+        "machine": machine(),
+        "versions": versions(LIBRARIES),
         "settings": settings,
         "rows": best_first(found),
         "missing": [_missing(job) for job in jobs if job.problem],
@@ -111,7 +103,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", default=",".join(BOTH), help=f"data sets, by commas (default: {','.join(BOTH)})")
     parser.add_argument("--budget-min", type=float, help="begin no cell later than this (default: 100, quick: 15)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="cells at once (default: one per core)")
-    parser.add_argument("--save", action="store_true", help=f"keep the line in {_RESULTS.relative_to(PROJECT_ROOT)}")
+    parser.add_argument("--save", action="store_true", help=f"keep the line in {RESULTS.relative_to(PROJECT_ROOT)}")
     args = parser.parse_args(argv)
     args.only = args.only or ["*"]
     args.data = args.data.split(",")
@@ -155,22 +147,14 @@ def _line(
     }  # fmt: skip
     return {
         "benchmark": "quality",
-        "machine": _machine(),
-        "versions": _versions(),
+        "machine": machine(),
+        "versions": versions(LIBRARIES),
         "settings": settings,
         "rows": [row for found in comparisons.values() for row in rows(found)],
         "facts": [fact for data, found in comparisons.items() for fact in _facts(data, found)],
         "missing": [_missing(job) for job in jobs if job.problem],
         "goals": [goal.to_json() for goal in judge(comparisons)],
     }
-
-
-def _machine() -> dict[str, Any]:
-    return {"cores": os.cpu_count(), "processor": _processor(), "system": platform.platform()}
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}
 
 
 def _facts(data: str, comparisons: Comparisons) -> list[dict[str, Any]]:
@@ -192,19 +176,6 @@ def _problems(jobs: Sequence[Job], data: str) -> dict[str, str]:
         if job.data == data and job.problem:
             found.setdefault(job.cell.name, " ".join(job.problem.split()))
     return found
-
-
-def _goal_in_words(goal: Mapping[str, Any]) -> str:
-    verdict = {True: "met", False: "NOT met", None: "not judged"}[goal["met"]]
-    value = "-" if goal["value"] is None else f"{goal['value']:.4f}"
-    return f"{verdict:<11}{goal['name']}: {value} (goal {goal['goal']:g}) {goal['note']}"
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

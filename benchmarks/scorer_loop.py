@@ -1,0 +1,168 @@
+"""`python -m benchmarks.scorer_loop`: the scorer without Spark, Arrow in to Arrow out, against what its counted
+arithmetic takes at the rate at which one core multiplies matrices. Progress to stderr, one JSON line to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from benchmarks.counted import gemm_peak, request_flops
+from benchmarks.line import RESULTS, emit, goal, goal_in_words, machine, versions
+from benchmarks.made_up import WHOLE_GESR, World, make_requests, make_world, settings_for
+from gesr_core.config import PROJECT_ROOT, load_config
+from gesr_core.names import Col
+from gesr_core.runtime.plan import ScorerSettings
+from gesr_core.runtime.scorer import Scorer
+
+log = logging.getLogger("benchmarks.scorer_loop")
+
+_HISTORIES: Final = (64, 200, 256)
+_CANDIDATES: Final = (1, 16, 256, 500, 1_000)
+_BATCH_PAIRS: Final = (1_024, 2_048, 4_096, 8_192)
+_OVER_COUNTED: Final = 1.33
+# Fewer pairs than this a request, and what is done once per request is most of it.
+_GOAL_FROM_CANDIDATES: Final = 256
+_RAGGED: Final = 600
+_STAGES: Final = ("decode_s", "compute_s", "encode_s")
+_SUMMED: Final = (*_STAGES, "pairs", "padded_pairs", "events", "padded_events")
+_CPU: Final = torch.device("cpu")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure every size, and report."""
+    args = _parse(argv)
+    torch.set_num_threads(1)
+    rows = []
+    for history_length in args.histories:
+        world = make_world("gesr", *WHOLE_GESR, max_history=history_length, device=_CPU)
+        for candidates in args.candidates:
+            rows.append(_row(world, history_length=history_length, candidates=candidates, args=args))
+            log.info(_in_words(rows[-1]))
+    ragged = _ragged(args)
+    log.info(_in_words(ragged))
+    judged = [row["over_counted"] for row in rows if row["candidates"] >= _GOAL_FROM_CANDIDATES]
+    goals = [
+        goal(
+            f"time over that of the counted operations, worst from {_GOAL_FROM_CANDIDATES} candidates on",
+            goal=_OVER_COUNTED, value=max(judged, default=None), better="lower",
+        )
+    ]  # fmt: skip
+    for found in goals:
+        print(goal_in_words(found), file=sys.stderr)
+    line = {
+        "benchmark": "scorer_loop",
+        "machine": machine(),
+        "versions": versions(("torch", "numpy", "pyarrow")),
+        "settings": {
+            "model": "gesr", "overrides": list(WHOLE_GESR), "threads": 1, "repeats": args.repeats,
+            "seconds": args.seconds, "precision": "fp32", "batch_pairs_tried": list(_BATCH_PAIRS),
+        },
+        "rows": [*rows, ragged],
+        "goals": goals,
+    }  # fmt: skip
+    emit(line, device="cpu", save=args.save)
+
+
+def _row(world: World, *, history_length: int, candidates: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure requests of one size, in micro-batches of the size that suits them best."""
+    flops = request_flops(world, history_length=history_length, candidates=candidates)
+    peak = gemm_peak(torch.float32, device=_CPU)
+    users = int(np.clip(args.seconds * 0.5 * peak / flops, 4, 20_000))
+    batch = make_requests(world, lengths=np.full(users, history_length), counts=np.full(users, candidates))
+    plain = settings_for(world, candidates=candidates)
+    tried = {size: _run(world, batch, replace(plain, batch_pairs=size))[0] for size in _BATCH_PAIRS}
+    best = min(tried, key=tried.__getitem__)
+    runs = [_run(world, batch, replace(plain, batch_pairs=best)) for _ in range(args.repeats)]
+    # The core's rate drifts with what else the machine does: it is taken before and after.
+    peak = max(peak, gemm_peak(torch.float32, device=_CPU))
+    median_s = statistics.median(seconds for seconds, _ in runs)
+    return {
+        "history": history_length,
+        "candidates": candidates,
+        "batch_pairs": best,
+        "flops_per_pair": flops / candidates,
+        "gemm_peak_flops_per_s": peak,
+        "over_counted": median_s * peak / (users * flops),
+        **_facts(runs, requests=users, pairs=users * candidates),
+    }
+
+
+def _ragged(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure requests of all lengths, padded to the buckets that the configuration sets: what padding costs."""
+    scoring = load_config("local").scoring
+    events, most = scoring.history_buckets[-1], scoring.candidate_buckets[-1]
+    world = make_world("gesr", *WHOLE_GESR, max_history=events, device=_CPU)
+    rng = np.random.default_rng(1)
+    lengths = np.clip(rng.lognormal(2.8, 1.0, _RAGGED), 0, events).astype(np.int64)
+    counts = np.clip(rng.normal(400, 80, _RAGGED), 1, most).astype(np.int64)
+    batch = make_requests(world, lengths=lengths, counts=counts)
+    buckets = {name: tuple(getattr(scoring, name)) for name in ("history_buckets", "candidate_buckets")}
+    settings = replace(settings_for(world, candidates=most), **buckets)
+    runs = [_run(world, batch, settings) for _ in range(args.repeats)]
+    facts = _facts(runs, requests=_RAGGED, pairs=int(counts.sum()))
+    return {"history": "ragged", "candidates": "ragged", "batch_pairs": settings.batch_pairs, **facts}
+
+
+def _run(world: World, batch: pa.RecordBatch, settings: ScorerSettings) -> tuple[float, list[dict[str, Any]]]:
+    """Score the requests once, and return the seconds that it took and the stats of the windows."""
+    scorer = Scorer(
+        world.model,
+        items=world.items,
+        index=world.index,
+        encode_users=world.features.encode_users,
+        actions=world.features.actions,
+        settings=settings,
+        device=_CPU,
+    )
+    started_s = time.perf_counter()
+    scored = list(scorer.score(iter([batch])))
+    elapsed_s = time.perf_counter() - started_s
+    return elapsed_s, [rows.column(Col.STATS)[0].as_py() for rows in scored]
+
+
+def _facts(runs: Sequence[tuple[float, list[dict[str, Any]]]], *, requests: int, pairs: int) -> dict[str, Any]:
+    seconds = [elapsed_s for elapsed_s, _ in runs]
+    total = {name: sum(window[name] for _, windows in runs for window in windows) for name in _SUMMED}
+    return {
+        "requests": requests,
+        "seconds": [round(elapsed_s, 4) for elapsed_s in seconds],
+        "pairs_per_s": pairs / statistics.median(seconds),
+        "shares": {stage: total[stage] / sum(seconds) for stage in _STAGES},
+        "padding_of_pairs": 1 - total["pairs"] / total["padded_pairs"],
+        "padding_of_events": 1 - total["events"] / total["padded_events"],
+    }
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    over = f"{row['over_counted']:.2f} of counted, " if "over_counted" in row else ""
+    shares = ", ".join(f"{stage.removesuffix('_s')} {share:.0%}" for stage, share in row["shares"].items())
+    return (
+        f"history {row['history']}, candidates {row['candidates']}: {row['pairs_per_s']:,.0f} pairs/s, {over}"
+        f"batches of {row['batch_pairs']}, {shares}, padding {row['padding_of_pairs']:.0%} of pairs"
+    )
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks.scorer_loop", description=__doc__)
+    parser.add_argument("--histories", type=int, nargs="+", default=_HISTORIES, help="events of a history")
+    parser.add_argument("--candidates", type=int, nargs="+", default=_CANDIDATES, help="candidates of a request")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each size; medians count (default: 5)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="about how long a run takes (default: 1)")
+    parser.add_argument("--save", action="store_true", help=f"keep the line in {RESULTS.relative_to(PROJECT_ROOT)}")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    main(sys.argv[1:])
