@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from gesr_core.config import Config, load_config
 from tests.spark_keys import toy_spark_keys
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+
+if not torch.cuda.is_available():
+    # Where there is no GPU, kernels run in Triton's interpreter; it asks for that when it is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ class AttentionCache:
     keys_BAHTK: Tensor
     values_BAHTK: Tensor
     bias_BAHT: Tensor
+    length_B: Tensor
 
 
 class RelativeBias(nn.Module):
@@ -143,7 +144,7 @@ class TargetAttention(nn.Module):
             keys.append(k)
             values.append(v.masked_fill(padding_B1T1, 0))
             biases.append(layer.bias(history.length_B.unsqueeze(1) - place_T, age_s_BT))
-        return AttentionCache(torch.stack(keys, 1), torch.stack(values, 1), torch.stack(biases, 1))
+        return AttentionCache(torch.stack(keys, 1), torch.stack(values, 1), torch.stack(biases, 1), history.length_B)
 
     def extend(self, cache: AttentionCache, token_BND: Tensor) -> Tensor:
         """Return target_BND of candidates against the cached histories."""
@@ -159,6 +160,7 @@ class TargetAttention(nn.Module):
                 bias_BHT=cache.bias_BAHT[:, i],
                 own_bias_H=layer.bias.own_H(),
                 normaliser=layer.normaliser,
+                length_B=cache.length_B,
             )
             row_BND = layer.finish(row_BND, u, attended)
         return self.norm(row_BND)

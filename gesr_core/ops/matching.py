@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gesr_core.ops.dispatch import use_kernels
+
 
 class MatchPair(NamedTuple):
     """A history field and a candidate field, as numbers of match fields; what narrows the events that are counted.
@@ -99,7 +101,18 @@ def sort_matches(history_BTM: Tensor, *, plan: MatchPlan, age_s_BT: Tensor, acti
 
 
 def match_counts(sorted_ids: Sequence[Tensor], candidate_BNM: Tensor, *, plan: MatchPlan, cap: int) -> Tensor:
-    """Return counts_BNP as `match_counts_plain` does, by two binary searches per element: nothing of size N x T."""
+    """Return counts_BNP as `match_counts_plain` does, by two binary searches per element: nothing of size N x T.
+
+    On a GPU, where no gradients are recorded, by a kernel that does all pairs of a shape at once.
+    """
+    if use_kernels(candidate_BNM):
+        from gesr_core.ops import kernels
+
+        fields = [plan.places(pair.candidate) for pair in plan.pairs]
+        first, widths = [places[0] for places in fields], [len(places) for places in fields]
+        return kernels.match_counts(
+            sorted_ids, candidate_BNM, groups=plan.groups(), places=first, widths=widths, cap=cap
+        )
     batch, targets = candidate_BNM.shape[:2]
     groups, counts = plan.groups(), []
     for group, sorted_BGL in zip(groups, sorted_ids, strict=True):

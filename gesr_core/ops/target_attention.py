@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gesr_core.ops.dispatch import use_kernels
+
 
 def target_mask(length_B: Tensor, *, history: int, targets: int) -> Tensor:
     """Return mask_BLL, true where a row may see a column, for `history` padded positions and then `targets`."""
@@ -51,12 +53,28 @@ def attend_cached(
     bias_BHT: Tensor,
     own_bias_H: Tensor,
     normaliser: float,
+    length_B: Tensor,
 ) -> Tensor:
     """Return attended_BHNK of each target to the cached history and to itself: exactly the target rows of `attend`.
 
     `history_v_BHTK` must be zero at padding: whatever weight a padded position gets is then lost. One bias serves all
-    the targets of a request, because they share the request time and the position after the last event.
+    the targets of a request, because they share the request time and the position after the last event. On a GPU, where
+    no gradients are recorded, by a kernel that keeps no weights and stops at `length_B`.
     """
+    if use_kernels(q_BHNK):
+        from gesr_core.ops import kernels
+
+        return kernels.attend_cached(
+            q_BHNK,
+            k_BHNK,
+            v_BHNK,
+            history_k_BHTK=history_k_BHTK,
+            history_v_BHTK=history_v_BHTK,
+            bias_BHT=bias_BHT,
+            own_bias_H=own_bias_H,
+            normaliser=normaliser,
+            length_B=length_B,
+        )
     seen_BHNK = _weights(q_BHNK, history_k_BHTK, bias_BHT.unsqueeze(2)) @ history_v_BHTK
     own_BHN = (q_BHNK * k_BHNK).sum(-1) * q_BHNK.shape[-1] ** -0.5 + own_bias_H.unsqueeze(-1)
     return (seen_BHNK + F.silu(own_BHN).unsqueeze(-1) * v_BHNK) / normaliser

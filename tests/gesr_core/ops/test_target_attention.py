@@ -57,6 +57,7 @@ def test_the_cached_form_equals_the_plain_one(
         bias_BHT=to_history_BHT,
         own_bias_H=own_H,
         normaliser=7.0,
+        length_B=length_B,
     )
     prefilled = attend_history(*history, bias_BHTT=bias_BHTT, normaliser=7.0)
     torch.testing.assert_close(cached, plain[:, :, events:], rtol=0, atol=1e-12)
