@@ -57,15 +57,22 @@ def environment() -> Path:
     """
     folder = ROOT / f"rectools-{sha256_of(_REQUIREMENTS)[:12]}"
     python = folder / "bin/python"
-    if not (folder / "complete").is_file():
-        log.info("building the environment of the rivals from %s", _REQUIREMENTS.name)
-        venv.create(folder, with_pip=True, clear=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", "-r", str(_REQUIREMENTS)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise GesrError(f"cannot install {_REQUIREMENTS.name}: {(done.stderr.strip().splitlines() or [''])[-1]}")
-        (folder / "complete").touch()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Cells run side by side, and on a new machine two of them find none.
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "complete").is_file():
+            _build(folder)
     return python
+
+
+def _build(folder: Path) -> None:
+    log.info("building the environment of the rivals from %s", _REQUIREMENTS.name)
+    venv.create(folder, with_pip=True, clear=True)
+    command = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "-r", str(_REQUIREMENTS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise GesrError(f"cannot install {_REQUIREMENTS.name}: {(done.stderr.strip().splitlines() or [''])[-1]}")
+    (folder / "complete").touch()
 
 
 def score_external(name: str, prepared: Prepared, test: TestSet, *, seed: int) -> tuple[np.ndarray, dict[str, Any]]:

@@ -92,7 +92,7 @@ class Shares:
 # With the validation ds 2.5M pairs are learned before the first test. Most users buy nothing in a label window: a share
 # of those stands for all of them, so that every label is learned. A request's history costs as much as some dozens of
 # its pairs: so more pairs of fewer users.
-FULL: Final = Shares(user_rate=1.0, unlabelled_user_rate=0.1, negative_rate=0.115, test_users=0.6)
+FULL: Final = Shares(user_rate=1.0, unlabelled_user_rate=0.1, negative_rate=0.125, test_users=0.4)
 QUICK: Final = Shares(user_rate=0.5, unlabelled_user_rate=0.2, negative_rate=0.06, test_users=0.3)
 
 
