@@ -107,8 +107,11 @@ def _ragged(args: argparse.Namespace) -> dict[str, Any]:
     lengths = np.clip(rng.lognormal(2.8, 1.0, _RAGGED), 0, events).astype(np.int64)
     counts = np.clip(rng.normal(400, 80, _RAGGED), 1, most).astype(np.int64)
     batch = make_requests(world, lengths=lengths, counts=counts)
-    buckets = {name: tuple(getattr(scoring, name)) for name in ("history_buckets", "candidate_buckets")}
-    settings = replace(settings_for(world, candidates=most), **buckets)
+    settings = replace(
+        settings_for(world, candidates=most),
+        history_buckets=tuple(scoring.history_buckets),
+        candidate_buckets=tuple(scoring.candidate_buckets),
+    )
     runs = [_run(world, batch, settings) for _ in range(args.repeats)]
     facts = _facts(runs, requests=_RAGGED, pairs=int(counts.sum()))
     return {"history": "ragged", "candidates": "ragged", "batch_pairs": settings.batch_pairs, **facts}

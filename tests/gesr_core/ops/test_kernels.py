@@ -161,14 +161,14 @@ def attended(
 def test_attention_equals_the_plain_form(
     kernels: ModuleType, lengths: list[int], targets: int, heads: int, width: int, seed: int
 ) -> None:
-    sizes = {"targets": targets, "heads": heads, "width": width, "seed": seed}
+    sizes: dict[str, Any] = {"targets": targets, "heads": heads, "width": width, "seed": seed}
     found = attended(kernels.attend_cached, lengths, **sizes)
     plain = attended(target_attention.attend_cached, lengths, **sizes)
     torch.testing.assert_close(found, plain, rtol=5e-5, atol=1e-6)
 
 
 def test_attention_over_more_events_and_candidates_than_a_block(kernels: ModuleType) -> None:
-    sizes = {"targets": 70, "heads": 2, "width": 32, "seed": 3}
+    sizes: dict[str, Any] = {"targets": 70, "heads": 2, "width": 32, "seed": 3}
     found = attended(kernels.attend_cached, [130, 64, 1], **sizes)
     torch.testing.assert_close(
         found, attended(target_attention.attend_cached, [130, 64, 1], **sizes), rtol=5e-5, atol=1e-5
