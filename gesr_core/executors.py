@@ -6,8 +6,7 @@ address and takes that device. Under a local master there is no granting (its se
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +19,6 @@ from pyspark.sql import SparkSession
 
 from gesr_core.errors import ConfigurationError, GesrError
 from gesr_core.runtime.device import WorkerDevice, report_device
-
-log = logging.getLogger(__name__)
 
 GPUS_PER_EXECUTOR: Final = "spark.executor.resource.gpu.amount"
 
@@ -67,45 +64,46 @@ def gpu_profile(spark: SparkSession, *, wanted: str, workers_per_gpu: int) -> Re
     return ResourceProfileBuilder().require(share).build
 
 
-def probe_worker(
-    spark: SparkSession, *, wanted: str, profile: ResourceProfile | None = None, wait_s: float
-) -> WorkerDevice:
-    """Ask a worker, not the driver, which device it has: on a cluster the GPUs are the executors'.
+def await_executor(spark: SparkSession, *, wait_s: float) -> None:
+    """Wait until an executor has come; under a local master there is one.
 
     Raises:
-        ConfigurationError: the worker has no such device.
-        GesrError: no executor came within `wait_s`; Spark itself would wait for ever.
+        GesrError: none came within `wait_s`; Spark itself would wait for ever.
     """
-    # One partition: on a cluster each one more would start a worker of its own.
-    one_row = spark.range(0, 1, 1, 1)
-    report = OnGrantedGpu(partial(report_device, wanted=wanted))
-    fields = "device string, free_bytes bigint, error string"
-    rows = _within(one_row.mapInArrow(report, fields, profile=profile).collect, spark.sparkContext, wait_s=wait_s)
-    if rows[0]["error"]:
-        raise ConfigurationError(rows[0]["error"])
-    worker = WorkerDevice(rows[0]["device"], rows[0]["free_bytes"])
-    if profile is not None and worker.free_bytes is None:
-        log.warning("executors have GPUs (%s), but scoring.device is %s: scoring on a CPU", GPUS_PER_EXECUTOR, wanted)
-    return worker
-
-
-def _within(action: Callable[[], list], context: SparkContext, *, wait_s: float) -> list:
-    """Run an action; give up after `wait_s` if there is still no executor to run it."""
+    context = spark.sparkContext
+    if _is_local(context):
+        return
     with ThreadPoolExecutor(1) as thread:
-        running = thread.submit(action)
+        # A job, because under dynamic allocation executors come only when there is something to do.
+        running = thread.submit(spark.range(0, 1, 1, 1).count)
         try:
-            return running.result(timeout=wait_s)
+            running.result(timeout=wait_s)
         except FutureTimeoutError:
             # The driver is in the list too.
-            executors = len(context._jsc.sc().statusTracker().getExecutorInfos()) - 1
-            if executors > 0 or _is_local(context):
-                return running.result()
+            if len(context._jsc.sc().statusTracker().getExecutorInfos()) > 1:
+                running.result()
+                return
             context.cancelAllJobs()
             gpus = context.getConf().get(GPUS_PER_EXECUTOR, "0")
             raise GesrError(
                 f"no executor came within {wait_s:g} s (scoring.executor_wait_s), and Spark would wait for ever; "
                 f"each is to have {gpus} GPUs ({GPUS_PER_EXECUTOR}): has any worker as many?"
             ) from None
+
+
+def probe_worker(spark: SparkSession, *, wanted: str, profile: ResourceProfile | None = None) -> WorkerDevice:
+    """Ask a worker, not the driver, which device it has: on a cluster the GPUs are the executors'.
+
+    Raises:
+        ConfigurationError: the worker has no such device.
+    """
+    # One partition: on a cluster each one more would start a worker of its own.
+    one_row = spark.range(0, 1, 1, 1)
+    report = OnGrantedGpu(partial(report_device, wanted=wanted))
+    [row] = one_row.mapInArrow(report, "device string, free_bytes bigint, error string", profile=profile).collect()
+    if row["error"]:
+        raise ConfigurationError(row["error"])
+    return WorkerDevice(row["device"], row["free_bytes"])
 
 
 def _is_local(context: SparkContext) -> bool:

@@ -109,7 +109,7 @@ def score_udf(
     loaded = load_checkpoint(path)
     states = resolve_item_states(config.folder("item_states"), checkpoint_id=loaded.checkpoint_id, ds=ds)
     scoring = config.scoring
-    worker = probe_worker(requests.sparkSession, wanted=scoring.device, wait_s=scoring.executor_wait_s)
+    worker = probe_worker(requests.sparkSession, wanted=scoring.device)
     sizes = choose_sizes(scoring, worker, item_states=states)
     return udf_of(scoring_task(config, ds=ds, checkpoint=loaded, item_states=states, sizes=sizes), requests)
 

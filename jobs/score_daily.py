@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 from gesr_core.daily.pinning import pin_newest
 from gesr_core.daily.run import DailyRun, already_published, open_run
 from gesr_core.entry import job_config, job_parser, run_job
+from gesr_core.executors import await_executor
 from gesr_core.failpoints import reach
 from gesr_core.io.session import open_session
 
@@ -31,6 +32,7 @@ def main(argv: Sequence[str]) -> None:
     config = job_config(args)
     started_s = time.monotonic()
     with open_session(f"score_daily {args.ds}", spark_keys=config.spark) as spark:
+        await_executor(spark, wait_s=config.scoring.executor_wait_s)
         if args.dry_run:
             pin_newest(spark, config, args, log_plan=True)
         elif not already_published(spark, config, args):

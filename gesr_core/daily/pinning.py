@@ -57,12 +57,8 @@ def pin_newest(
     """
     checkpoint, scoring = asked_checkpoint(config, args), config.scoring
     states = resolve_item_states(config.folder("item_states"), checkpoint_id=checkpoint.checkpoint_id, ds=args.ds)
-    worker = probe_worker(
-        spark,
-        wanted=scoring.device,
-        profile=gpu_profile(spark, wanted=scoring.device, workers_per_gpu=scoring.workers_per_gpu),
-        wait_s=scoring.executor_wait_s,
-    )
+    profile = gpu_profile(spark, wanted=scoring.device, workers_per_gpu=scoring.workers_per_gpu)
+    worker = probe_worker(spark, wanted=scoring.device, profile=profile)
     sizes = choose_sizes(scoring, worker, item_states=states)
     task = scoring_task(config, ds=args.ds, checkpoint=checkpoint, item_states=states, sizes=sizes)
     features = user_features(checkpoint)

@@ -125,7 +125,9 @@ def wait_for(port: int) -> None:
 def test_each_task_uses_the_gpu_that_it_was_granted(cluster: Cluster, toy: Toy, spark_session: SparkSession) -> None:
     records = cluster.scratch / "records"
     records.mkdir()
-    code, log = cluster.run(["-m", "tests.granted", str(records)], toy, target="scores_granted")
+    # More tasks at once than there are GPUs.
+    one_wave = f"scoring.shards_per_wave={toy.config.scoring.shards}"
+    code, log = cluster.run(["-m", "tests.granted", str(records)], toy, one_wave, target="scores_granted")
     assert code == 0, log
     used = [json.loads(path.read_text()) for path in records.iterdir()]
     # A task for each shard, over both addresses of both workers.
