@@ -42,8 +42,9 @@ def main(argv: Sequence[str]) -> None:
     budget_s = 60 * (args.budget_min or (_QUICK_BUDGET_MIN if args.quick else _BUDGET_MIN))
     plan = SEARCH if args.search else CELLS
     cells = [cell for cell in plan if any(fnmatch.fnmatch(cell.name, pattern) for pattern in args.only)]
+    cells = [cell.quickly() for cell in cells] if args.quick else cells
     prepared = {data: _prepared(data, quick=args.quick) for data in args.data}
-    jobs = jobs_of(cells, prepared, quick=args.quick)
+    jobs = jobs_of(cells, prepared)
     left_s = budget_s - (time.monotonic() - started_s)
     jobs = run_jobs(jobs, prepared, workers=args.workers, budget_s=left_s)
     report = _searched if args.search else _compared
@@ -93,7 +94,11 @@ def _searched(
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.quality", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="less data, one seed: does it run, not how good it is")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="less data, one seed, one epoch, no tuning: does it run, not how good it is",
+    )
     parser.add_argument(
         "--search",
         action="store_true",

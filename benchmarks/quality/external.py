@@ -75,9 +75,14 @@ def _build(folder: Path) -> None:
     (folder / "complete").touch()
 
 
-def score_external(name: str, prepared: Prepared, test: TestSet, *, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return a value per pair, and the choice that validation made; an item that the model does not know comes last."""
-    choice, ndcg = tuned(name, prepared.folder)
+def score_external(
+    name: str, prepared: Prepared, test: TestSet, *, seed: int, tune: bool
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return a value per pair, and the choice that validation made; an item that the model does not know comes last.
+
+    Unless `tune`, the first choice is taken untried.
+    """
+    choice, ndcg = tuned(name, prepared.folder) if tune else (0, None)
     value_P = _scored(prepared, test, CHOICES[name][choice], seed=seed)
     return value_P, {"tuned": dict(CHOICES[name][choice]), "validation_ndcg": ndcg}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.quality.folders import ROOT, code_hash, key_of
-from benchmarks.quality.plan import Cell, NotBuilt, cell_config, seeds_of
+from benchmarks.quality.plan import SEEDS, Cell, NotBuilt, cell_config
 from benchmarks.quality.prepared import Prepared
 from benchmarks.quality.store import Place
 from gesr_core.config import PROJECT_ROOT
@@ -65,14 +65,14 @@ class Job:
     kept: Path | None = None
 
 
-def jobs_of(cells: Sequence[Cell], prepared: Mapping[str, Prepared], *, quick: bool) -> list[Job]:
+def jobs_of(cells: Sequence[Cell], prepared: Mapping[str, Prepared]) -> list[Job]:
     """Return what there is to do: seed after seed, so that a run that is stopped has every cell once first."""
     found = [
         _job(cell, prepared[data], seed, data=data)
         for data in prepared
         for cell in cells
         if data in cell.data
-        for seed in seeds_of(cell, quick=quick)
+        for seed in SEEDS[: cell.seeds]
     ]
     # Cells that take the weights of another come after it.
     return sorted(found, key=lambda job: (job.seed, bool(job.cell.serving)))
@@ -89,7 +89,7 @@ def _job(cell: Cell, prepared: Prepared, seed: int, *, data: str) -> Job:
     libraries = {name: metadata.version(name) for name in LIBRARIES}
     follows_from: dict[str, Any] = {
         "data": prepared.key, "cell": cell.name, "seed": seed, "code": code_hash(_CODE[cell.kind]),
-        "libraries": libraries,
+        "libraries": libraries, "quick": cell.quick,
     }  # fmt: skip
     kept = None
     if cell.kind == "trained":
@@ -117,11 +117,12 @@ def _run(job: Job, prepared: Prepared, *, ends_s: float) -> Job:
         return Job(job.data, job.cell, job.seed, problem="not run: the budget was spent")
     started_s = time.monotonic()
     command = [sys.executable, "-m", "benchmarks.quality.work", job.data, job.cell.name, str(job.seed)]
+    quick = ["--quick"] if job.cell.quick else []
     log_file = job.place.json.with_suffix(".log")
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("w") as out:
         done = subprocess.run(
-            [*command, str(prepared.folder), str(job.place.json), str(job.kept or "")],
+            [*command, str(prepared.folder), str(job.place.json), str(job.kept or ""), *quick],
             cwd=PROJECT_ROOT,
             env=os.environ | _ENVIRONMENT | {"PYTHONPATH": str(PROJECT_ROOT)},
             stdout=out,

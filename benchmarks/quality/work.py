@@ -1,4 +1,7 @@
-"""Compute one cell, in a process of its own: `python -m benchmarks.quality.work DATA CELL SEED FOLDER PLACE KEPT`."""
+"""Compute one cell, in a process of its own:
+
+python -m benchmarks.quality.work DATA CELL SEED FOLDER PLACE KEPT [--quick]
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +26,9 @@ log = logging.getLogger("benchmarks.quality")
 
 def main(argv: Sequence[str]) -> None:
     """Measure a cell on every test ds and keep it."""
-    data, name, seed, folder, place, kept = argv
+    data, name, seed, folder, place, kept, *quick = argv
     cell = next(cell for cell in (*CELLS, *SEARCH) if cell.name == name)
+    cell = cell.quickly() if quick else cell
     started_s, prepared = time.monotonic(), open_prepared(Path(folder))
     measured, facts = {}, {}
     for test, values, found in _orderings(cell, prepared, data=data, seed=int(seed), kept=Path(kept)):
@@ -58,7 +63,7 @@ def _orderings(
     from benchmarks.quality.external import score_external
     from benchmarks.quality.rivals import score_rival
 
-    score = score_external if cell.kind == "external" else score_rival
+    score = partial(score_external, tune=not cell.quick) if cell.kind == "external" else score_rival
     for ds in prepared.regime.tests:
         test = prepared.test(ds)
         score_P, facts = score(cell.name, prepared, test, seed=seed)

@@ -38,6 +38,20 @@ def test_a_section_that_the_configuration_lacks_is_not_built() -> None:
         cell_config(switch, ta_feng.NAME, seed=1)
 
 
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_a_quick_cell_is_one_seed_of_one_epoch_and_not_mistaken_for_a_whole_one(
+    cell: Cell, prepared: dict[str, Prepared]
+) -> None:
+    cell = replace(cell, data=(ta_feng.NAME,))
+    quick, *others = run.jobs_of([cell.quickly()], prepared)
+    whole = run.jobs_of([cell], prepared)
+    assert not others
+    assert len(whole) == cell.seeds
+    assert quick.place != whole[0].place
+    if cell.kind == "trained":
+        assert cell_config(quick.cell, ta_feng.NAME, seed=1).training.epochs == 1
+
+
 @pytest.mark.parametrize("data", [ta_feng.NAME, ml_100k.NAME])
 def test_parts_of_gesr_are_switched_off_as_their_cells_say(data: str) -> None:
     def parts(name: str) -> tuple[bool, bool, bool]:
@@ -96,18 +110,18 @@ def test_the_best_trial_comes_first(tmp_path: Path) -> None:
 
 
 def test_seeds_come_in_turn_and_what_is_not_built_says_so(prepared: dict[str, Prepared]) -> None:
-    jobs = run.jobs_of([TWO_TOWER, NOWHERE], prepared, quick=False)
+    jobs = run.jobs_of([TWO_TOWER, NOWHERE], prepared)
     assert [(job.cell.name, job.seed) for job in jobs] == [("two_tower", 1), ("nowhere", 1), ("two_tower", 2)]
     assert (jobs[1].problem or "").startswith("not built")
-    assert len(run.jobs_of([TWO_TOWER], prepared, quick=True)) == 1
+    assert len(run.jobs_of([TWO_TOWER.quickly()], prepared)) == 1
 
 
 def test_another_setting_seed_or_data_is_another_cell(prepared: dict[str, Prepared]) -> None:
     wider = replace(TWO_TOWER, overrides=("models.two_tower.width=64",))
     other = {ta_feng.NAME: Prepared(prepared[ta_feng.NAME].folder, {**MANIFEST, "key": "other data"})}
     places = [
-        *(job.place for job in run.jobs_of([TWO_TOWER, wider], prepared, quick=False)),
-        *(job.place for job in run.jobs_of([TWO_TOWER], other, quick=False)),
+        *(job.place for job in run.jobs_of([TWO_TOWER, wider], prepared)),
+        *(job.place for job in run.jobs_of([TWO_TOWER], other)),
     ]
     assert len({place.json for place in places if place}) == 6
 
@@ -116,14 +130,15 @@ def test_what_serves_another_logit_of_a_model_shares_its_weights_and_comes_after
     prepared: dict[str, Prepared],
 ) -> None:
     cells = {cell.name: cell for cell in CELLS}
-    jobs = run.jobs_of([cells["tarq_teacher"], cells["tarq"], cells["tarq_backbone"]], prepared, quick=True)
+    one_seed = [cells[name].quickly() for name in ("tarq_teacher", "tarq", "tarq_backbone")]
+    jobs = run.jobs_of(one_seed, prepared)
     assert [job.cell.name for job in jobs] == ["tarq", "tarq_backbone", "tarq_teacher"]
     assert jobs[0].kept == jobs[2].kept != jobs[1].kept
     assert len({job.place for job in jobs}) == 3
 
 
 def test_a_done_cell_is_found_and_one_that_fails_is_named(prepared: dict[str, Prepared]) -> None:
-    done, broken = run.jobs_of([TWO_TOWER], prepared, quick=False)
+    done, broken = run.jobs_of([TWO_TOWER], prepared)
     assert done.place is not None
     measured = measure(a_test_set([(1, 2, 1), (1, 3, 0)], [(1, 2)]), np.array([1.0, 0.0]))
     done.place.write({"2001-01-15": {"bought": measured}}, {"elapsed_s": 1.0})
@@ -133,7 +148,7 @@ def test_a_done_cell_is_found_and_one_that_fails_is_named(prepared: dict[str, Pr
 
 
 def test_no_cell_begins_after_the_budget(prepared: dict[str, Prepared]) -> None:
-    jobs = run.jobs_of([TWO_TOWER], prepared, quick=True)
+    jobs = run.jobs_of([TWO_TOWER], prepared)
     assert run.run_jobs(jobs, prepared, workers=1, budget_s=-1)[0].problem == "not run: the budget was spent"
 
 
