@@ -2,15 +2,20 @@
 
 That it is symmetric and costs time linear in the history is the paper's (gesr.md 1.6); which side asks, softmax, heads,
 tokens and the null event are ours. Nothing of a pair is computed twice: the history's keys and values and the user's
-queries come once per request (`prefill`), the candidate's query, keys and values once per item (`of_items`).
+queries come once per request (`prefill`), the query and the keys and values of what is embedded once per item
+(`of_items`).
+
+The token of a numeric feature is a line in its value x, and so are its key and its value: key(x) = x * slope + start.
+So what a user's query makes of it is a line too, of two numbers per request, and nothing but x is kept of an item.
 
 Legend: R items, B requests, T history positions, N candidates, D model width, C token width, H heads, K = C / H,
-F feature tokens of an item, U tokens of a user.
+E embedded features of an item, F numeric ones, S starts (numeric features, then constants), A = E + S tokens of an
+item, U tokens of a user.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,20 +26,25 @@ from torch import Tensor, nn
 from gesr_core.model.embeddings import EMBEDDING_STD
 from gesr_core.model.inputs import History
 
-# Names of what `of_items` gives.
-QUERY, KEYS, VALUES = "cross_query_RHK", "cross_keys_RHFK", "cross_values_RHFK"
+# Names of what `of_items` gives; without embedded features there are no keys and values.
+QUERY, KEYS, VALUES, NUMBERS = "cross_query_RHK", "cross_keys_RHEK", "cross_values_RHEK", "cross_numeric_RF"
 # A softmax over one token is 1, whatever the query says.
 MIN_TOKENS: Final = 2
 
 
 @dataclass(frozen=True)
 class CrossCache:
-    """What the candidates of B requests need: the history with the null event first, and the user's queries."""
+    """What the candidates of B requests need: the history with the null event first, and the users' scaled queries.
+
+    `slope_BHFU` and `start_BHSU` are what the queries make of numeric and constant tokens.
+    """
 
     keys_BHTK: Tensor
     values_BHTK: Tensor
     seen_BT: Tensor
     query_BHUK: Tensor
+    slope_BHFU: Tensor
+    start_BHSU: Tensor
 
 
 class FeatureTokens(nn.Module):
@@ -51,10 +61,14 @@ class FeatureTokens(nn.Module):
 
     def forward(self, embedded: Sequence[Tensor], numeric_RF: Tensor) -> Tensor:
         """Return tokens [R, count, C] of the embedded features [R, width] and of the numeric ones [R, F]."""
-        tokens = [layer(part).unsqueeze(-2) for layer, part in zip(self.embedded, embedded, strict=True)]
+        tokens = [token_RC.unsqueeze(-2) for token_RC in self.of_embedded(embedded)]
         numbers_RFC = numeric_RF.unsqueeze(-1) * self.slope_FC + self.start_FC[: self.numerics]
         constants_RXC = self.start_FC[self.numerics :].expand(*numeric_RF.shape[:-1], -1, -1)
         return torch.cat([*tokens, numbers_RFC, constants_RXC], dim=-2)
+
+    def of_embedded(self, embedded: Sequence[Tensor]) -> list[Tensor]:
+        """Return the tokens [R, C] of the embedded features alone."""
+        return [layer(part) for layer, part in zip(self.embedded, embedded, strict=True)]
 
 
 class CrossAttention(nn.Module):
@@ -85,10 +99,12 @@ class CrossAttention(nn.Module):
         self.output = nn.Linear((1 + self.user_tokens.count) * token_width, width)
 
     def of_items(self, token_RD: Tensor, embedded: Sequence[Tensor], numeric_RF: Tensor) -> dict[str, Tensor]:
-        """Return what is kept of R items: `QUERY`, `KEYS` and `VALUES`."""
-        keys_RFC, values_RFC = self.item_keys_values(self.item_tokens(embedded, numeric_RF)).chunk(2, dim=-1)
-        query_RHK = self.item_query(token_RD).unflatten(-1, (self.heads, -1))
-        return {QUERY: query_RHK, KEYS: self._split(keys_RFC), VALUES: self._split(values_RFC)}
+        """Return what is kept of R items: `QUERY`, `NUMBERS`, and `KEYS` and `VALUES` of the embedded features."""
+        kept = {QUERY: self.item_query(token_RD).unflatten(-1, (self.heads, -1)), NUMBERS: numeric_RF}
+        if tokens := self.item_tokens.of_embedded(embedded):
+            keys_REC, values_REC = self.item_keys_values(torch.stack(tokens, dim=-2)).chunk(2, dim=-1)
+            kept |= {KEYS: self._split(keys_REC), VALUES: self._split(values_REC)}
+        return kept
 
     def prefill(
         self, history: History, event_BTD: Tensor, user_embedded: Sequence[Tensor], user_numeric_BF: Tensor
@@ -98,24 +114,78 @@ class CrossAttention(nn.Module):
         with_null_BTC = torch.cat([self.null_C.expand(len(seen_BTC), 1, -1), seen_BTC], dim=1)
         keys_BTC, values_BTC = with_null_BTC.chunk(2, dim=-1)
         query_BUC = self.user_query(self.user_tokens(user_embedded, user_numeric_BF))
-        seen_BT = F.pad(history.valid_BT, (1, 0), value=True)
-        return CrossCache(self._split(keys_BTC), self._split(values_BTC), seen_BT, self._split(query_BUC))
-
-    def extend(self, cache: CrossCache, query_BNHK: Tensor, keys_BNHFK: Tensor, values_BNHFK: Tensor) -> Tensor:
-        """Return crossed_BND of candidates, gathered from `of_items`, against the caches."""
-        found_BHNK = F.scaled_dot_product_attention(
-            query_BNHK.transpose(1, 2), cache.keys_BHTK, cache.values_BHTK, attn_mask=cache.seen_BT[:, None, None, :]
+        query_BHUK = self._split(query_BUC) * (query_BUC.shape[-1] // self.heads) ** -0.5
+        slope_HFK, start_HSK = self._lines(keys=True)
+        return CrossCache(
+            self._split(keys_BTC),
+            self._split(values_BTC),
+            F.pad(history.valid_BT, (1, 0), value=True),
+            query_BHUK,
+            slope_BHFU=slope_HFK @ query_BHUK.transpose(-1, -2),
+            start_BHSU=start_HSK @ query_BHUK.transpose(-1, -2),
         )
-        weights_BNHUF = self.user_weights(cache, keys_BNHFK)
-        noticed_BNHUK = weights_BNHUF @ values_BNHFK
-        # [B, N, H, U, K] to U tokens of width C
-        noticed_BNC = noticed_BNHUK.transpose(2, 3).flatten(-3)
-        return self.output(torch.cat([found_BHNK.transpose(1, 2).flatten(-2), noticed_BNC], dim=-1))
 
-    def user_weights(self, cache: CrossCache, keys_BNHFK: Tensor) -> Tensor:
-        """Return weights_BNHUF: how much each of the user's tokens looks at each of the candidate's."""
-        scale = keys_BNHFK.shape[-1] ** -0.5
-        return (scale * cache.query_BHUK.unsqueeze(1) @ keys_BNHFK.transpose(-1, -2)).softmax(-1)
+    def extend(self, cache: CrossCache, kept: Mapping[str, Tensor]) -> Tensor:
+        """Return crossed_BND of candidates against the caches; `kept` is gathered from `of_items`, [B, N, ...]."""
+        found_BHNK = F.scaled_dot_product_attention(
+            kept[QUERY].transpose(1, 2), cache.keys_BHTK, cache.values_BHTK, attn_mask=cache.seen_BT[:, None, None, :]
+        )
+        width = found_BHNK.shape[1] * found_BHNK.shape[3]
+        found_BND = F.linear(found_BHNK.transpose(1, 2).flatten(-2), self.output.weight[:, :width], self.output.bias)
+        # From columns [U, H, K] to the order in which they were noticed.
+        weight_DHKU = self.output.weight[:, width:].unflatten(1, (-1, self.heads, width // self.heads)).movedim(1, -1)
+        return found_BND + self._noticed(cache, kept).transpose(1, 2) @ weight_DHKU.flatten(1).t()
+
+    def user_weights(self, cache: CrossCache, kept: Mapping[str, Tensor]) -> Tensor:
+        """Return weights_BHAUN: how much each of the user's tokens looks at each of the candidate's.
+
+        Candidates come last, where they stand side by side in memory: tokens are too few to be computed in a row.
+        """
+        number_BFN = kept[NUMBERS].transpose(1, 2).contiguous()
+        batch, numbers, candidates = number_BFN.shape
+        start_BHSU1 = cache.start_BHSU.unsqueeze(-1)
+        shape = (batch, self.heads, -1, cache.query_BHUK.shape[2], candidates)
+        scores = [
+            torch.addcmul(start_BHSU1[:, :, :numbers], number_BFN[:, None, :, None], cache.slope_BHFU.unsqueeze(-1)),
+            start_BHSU1[:, :, numbers:].expand(shape),
+        ]
+        if KEYS in kept:
+            keys_BNHEK = kept[KEYS]
+            # One product per head and token takes the keys as they lie.
+            of_embedded = [
+                cache.query_BHUK[:, head] @ keys_BNHEK[:, :, head, token].transpose(1, 2)
+                for head in range(self.heads)
+                for token in range(keys_BNHEK.shape[3])
+            ]
+            scores = [torch.stack(of_embedded, dim=1).unflatten(1, (self.heads, -1)), *scores]
+        return torch.cat(scores, dim=2).softmax(2)
+
+    def _noticed(self, cache: CrossCache, kept: Mapping[str, Tensor]) -> Tensor:
+        """Return noticed [B, H * K * U, N]: the mean of the candidate's values, as each of the user's tokens weighs."""
+        weights_BHAUN = self.user_weights(cache, kept)
+        slope_HFK, start_HSK = self._lines(keys=False)
+        numbers = slope_HFK.shape[1]
+        embedded = weights_BHAUN.shape[2] - start_HSK.shape[1]
+        of_lines_BHSUN = weights_BHAUN[:, :, embedded:]
+        of_numbers_BHFUN = of_lines_BHSUN[:, :, :numbers] * kept[NUMBERS].transpose(1, 2)[:, None, :, None]
+        line_HKX = torch.cat([start_HSK, slope_HFK], dim=1).transpose(1, 2)
+        weights_BHXUN = torch.cat([of_lines_BHSUN, of_numbers_BHFUN], dim=2)
+        noticed_BHKUN = (line_HKX @ weights_BHXUN.flatten(-2)).unflatten(-1, weights_BHXUN.shape[-2:])
+        if embedded:
+            value_BHEKN = kept[VALUES].movedim(1, -1).contiguous()
+            for token in range(embedded):
+                noticed_BHKUN = torch.addcmul(
+                    noticed_BHKUN, value_BHEKN[:, :, token].unsqueeze(3), weights_BHAUN[:, :, token].unsqueeze(2)
+                )
+        return noticed_BHKUN.flatten(1, 3)
+
+    def _lines(self, *, keys: bool) -> tuple[Tensor, Tensor]:
+        """Return the slopes [H, F, K] and starts [H, S, K] of keys, or of values, of numeric and constant tokens."""
+        weight_CC = self.item_keys_values.weight.chunk(2)[0 if keys else 1]
+        bias_C = self.item_keys_values.bias.chunk(2)[0 if keys else 1]
+        slope_FC = F.linear(self.item_tokens.slope_FC, weight_CC)
+        start_SC = F.linear(self.item_tokens.start_FC, weight_CC, bias_C)
+        return self._split(slope_FC), self._split(start_SC)
 
     def _split(self, row_BLC: Tensor) -> Tensor:
         return row_BLC.unflatten(-1, (self.heads, -1)).transpose(-3, -2)

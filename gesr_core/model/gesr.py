@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gesr_core.model.cross_attention import KEYS, QUERY, VALUES, CrossAttention, CrossCache
+from gesr_core.model.cross_attention import CrossAttention, CrossCache
 from gesr_core.model.gating import Gating, PlainLogit
 from gesr_core.model.hard_matching import HardMatching
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
@@ -156,5 +156,5 @@ class Gesr(nn.Module):
         if self.attention is not None and state.attention is not None:
             parts.append(self.attention.extend(state.attention, items.token_RD))
         if self.cross is not None and state.cross is not None:
-            parts.append(self.cross.extend(state.cross, *(items.extra[name] for name in (QUERY, KEYS, VALUES))))
+            parts.append(self.cross.extend(state.cross, items.extra))
         return parts

@@ -75,10 +75,19 @@ class ItemState:
         """Select items by row; row -1 (padding, or an item that is not in the table) gives zeros, which never match."""
         if not len(self.vector_RD):
             return self.map(lambda tensor: tensor.new_zeros(*rows.shape, *tensor.shape[1:]))
-        unknown, safe = rows < 0, rows.clamp_min(0)
+        flat_V = rows.flatten()
+        unknown_V, safe_V = flat_V < 0, flat_V.clamp_min(0)
+        # Few rows are unknown; where counting them waits for nothing, theirs alone are touched.
+        unknown_U = unknown_V.nonzero().squeeze(1) if rows.device.type == "cpu" else None
 
         def taken(tensor: Tensor) -> Tensor:
-            return tensor[safe].masked_fill_(unknown.reshape(*rows.shape, *[1] * (tensor.dim() - 1)), 0)
+            # Not tensor[rows], which takes four times as long.
+            found = tensor.index_select(0, safe_V)
+            if unknown_U is not None:
+                found = found.index_fill_(0, unknown_U, 0)
+            else:
+                found = found.masked_fill_(unknown_V.view(-1, *[1] * (tensor.dim() - 1)), 0)
+            return found.view(*rows.shape, *tensor.shape[1:])
 
         return self.map(taken)
 

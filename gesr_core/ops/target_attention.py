@@ -31,8 +31,8 @@ def attend(
     q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, *, bias_BHLL: Tensor, mask_BLL: Tensor, normaliser: float
 ) -> Tensor:
     """Return attended_BHLK of every row to the columns that its mask allows: the plain form."""
-    weights_BHLL = _weights(q_BHLK, k_BHLK, bias_BHLL) * mask_BLL.unsqueeze(1)
-    return weights_BHLL @ v_BHLK / normaliser
+    scores_BHLL = q_BHLK * q_BHLK.shape[-1] ** -0.5 @ k_BHLK.transpose(-1, -2) + bias_BHLL
+    return F.silu(scores_BHLL) * mask_BLL.unsqueeze(1) @ v_BHLK / normaliser
 
 
 def attend_history(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, *, bias_BHTT: Tensor, normaliser: float) -> Tensor:
@@ -40,7 +40,9 @@ def attend_history(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, *, bias_BHTT:
 
     Padding lies after the events, so the causal mask alone keeps it from them; rows of padding hold no meaning.
     """
-    return _weights(q_BHTK, k_BHTK, bias_BHTT).tril() @ v_BHTK / normaliser
+    weights_GTT = _weights(q_BHTK, k_BHTK, bias_BHTT)
+    weights_GTT = weights_GTT.tril() if torch.is_grad_enabled() else weights_GTT.tril_()
+    return (weights_GTT @ v_BHTK.flatten(0, 1)).view_as(q_BHTK) / normaliser
 
 
 def attend_cached(
@@ -75,10 +77,18 @@ def attend_cached(
             normaliser=normaliser,
             length_B=length_B,
         )
-    seen_BHNK = _weights(q_BHNK, history_k_BHTK, bias_BHT.unsqueeze(2)) @ history_v_BHTK
+    seen_BHNK = (_weights(q_BHNK, history_k_BHTK, bias_BHT.unsqueeze(2)) @ history_v_BHTK.flatten(0, 1)).view_as(q_BHNK)
     own_BHN = (q_BHNK * k_BHNK).sum(-1) * q_BHNK.shape[-1] ** -0.5 + own_bias_H.unsqueeze(-1)
-    return (seen_BHNK + F.silu(own_BHN).unsqueeze(-1) * v_BHNK) / normaliser
+    return torch.addcmul(seen_BHNK, F.silu(own_BHN).unsqueeze(-1), v_BHNK) / normaliser
 
 
-def _weights(q_BHLK: Tensor, k_BHLK: Tensor, bias: Tensor) -> Tensor:
-    return F.silu(q_BHLK * q_BHLK.shape[-1] ** -0.5 @ k_BHLK.transpose(-1, -2) + bias)
+def _weights(q_BHLK: Tensor, k_BHTK: Tensor, bias: Tensor) -> Tensor:
+    """Return weights [B * H, L, T]; `bias` is [B, H, L or 1, T].
+
+    Written once and changed in place: weights are the largest tensor there is, and passes over it cost as much as the
+    products.
+    """
+    scale = q_BHLK.shape[-1] ** -0.5
+    k_GKT = k_BHTK.flatten(0, 1).transpose(1, 2)
+    scores_GLT = torch.baddbmm(bias.flatten(0, 1), q_BHLK.flatten(0, 1), k_GKT, alpha=scale)
+    return F.silu(scores_GLT, inplace=not torch.is_grad_enabled())

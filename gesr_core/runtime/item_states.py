@@ -34,7 +34,7 @@ from gesr_core.errors import InputError
 from gesr_core.model.inputs import ItemFeatures, ItemState
 from gesr_core.runtime.item_index import ItemIndex
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MANIFEST, STATES, INPUTS, IDS = "manifest.json", "states.safetensors", "inputs.safetensors", "ids.arrow"
 LATEST, PROVENANCE = "latest", "provenance.json"
 # Rows are encoded in blocks of one shape, so that a row's state does not depend on how many others are new with it.
@@ -58,8 +58,8 @@ class Catalogue:
 
     @property
     def items_version(self) -> str:
-        """The hash of the ids and of the encoded inputs."""
-        digest = hashlib.sha256()
+        """The hash of the ids and of the encoded inputs; exports of another format have other versions."""
+        digest = hashlib.sha256(f"format {FORMAT_VERSION}\n".encode())
         for tensor in (self.key_R, *_inputs(self.features).values(), self.features.match_RM):
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype}\n".encode())
             digest.update(tensor.contiguous().numpy().tobytes())
@@ -133,7 +133,7 @@ def is_current(root: Path, *, checkpoint_id: str, ds: str, provenance: Mapping[s
     recorded = root / checkpoint_id / ds / PROVENANCE
     if not recorded.is_file() or recorded.read_bytes() != json_bytes(provenance):
         return False
-    return (resolve_item_states(root, checkpoint_id=checkpoint_id, ds=ds) / MANIFEST).is_file()
+    return _is_readable(resolve_item_states(root, checkpoint_id=checkpoint_id, ds=ds))
 
 
 def resolve_item_states(root: Path, *, checkpoint_id: str, ds: str) -> Path:
@@ -258,9 +258,16 @@ def _write(path: Path, catalogue: Catalogue, state: ItemState, facts: Mapping[st
 
 
 def _newest(folder: Path) -> Path | None:
-    """The current export of the latest `ds` of a checkpoint."""
-    aliases = sorted(folder.glob(f"*/{LATEST}"))
-    return aliases[-1].parent / aliases[-1].read_text().strip() if aliases else None
+    """The current export of the latest `ds` of a checkpoint that has one of this format."""
+    aliases = sorted(folder.glob(f"*/{LATEST}"), reverse=True)
+    exports = (alias.parent / alias.read_text().strip() for alias in aliases)
+    return next(filter(_is_readable, exports), None)
+
+
+def _is_readable(path: Path) -> bool:
+    """Say whether an export is there and of this format."""
+    manifest = path / MANIFEST
+    return manifest.is_file() and json.loads(manifest.read_bytes())["format_version"] == FORMAT_VERSION
 
 
 def _manifest(path: Path) -> dict[str, Any]:

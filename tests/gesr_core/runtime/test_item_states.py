@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -109,6 +110,20 @@ def test_an_export_is_current_for_exactly_what_it_was_made_from(tmp_path: Path) 
     assert not is_current(tmp_path, **arguments, provenance={"events": ["id", 8]})
     export(tmp_path, catalogue({1: 2.0}))
     assert not is_current(tmp_path, **arguments, provenance=made_from)
+
+
+def test_exports_of_a_former_format_are_neither_current_nor_copied_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_from, items = {"events": ["id", 7]}, catalogue({1: 1.0, 2: 2.0})
+    arguments: dict[str, Any] = {"checkpoint_id": "c", "ds": "2001-02-21", "provenance": made_from}
+    export_item_states(tmp_path, **arguments, catalogue=items, encode=encode)
+    monkeypatch.setattr(item_states, "FORMAT_VERSION", item_states.FORMAT_VERSION + 1)
+    assert not is_current(tmp_path, **arguments)
+    with pytest.raises(InputError, match="another format"):
+        load_item_states(resolve_item_states(tmp_path, checkpoint_id="c", ds="2001-02-21"))
+    assert export_item_states(tmp_path, **arguments, catalogue=items, encode=encode).encoded_rows == 2
+    assert is_current(tmp_path, **arguments)
 
 
 def test_ids_that_share_a_version_do_not_exist(tmp_path: Path) -> None:
