@@ -76,7 +76,8 @@ def make_world(
         torch.nn.init.normal_(parameter, std=0.1)
     with torch.inference_mode():
         states = cast(Model, model).encode_items(features.encode_items(pa.table(columns)))
-    on_device = states.map(lambda tensor: tensor.to(device))
+    # As an export is read.
+    on_device = states.map(lambda tensor: tensor.contiguous().to(device))
     return World(features, model.to(device), on_device, ItemIndex.build(torch.from_numpy(ids)).to(device), ids)
 
 

@@ -34,7 +34,12 @@ class GatedLogits(nn.Module):
         """Return logits_BNS."""
         first = cast(nn.Linear, self.head[0])
         # The gate's factor 2 goes into the weights, which changes no bit: there are far more pairs than weights.
-        hidden_BNK = F.linear(torch.sigmoid(self.gate(input_BNX)) * input_BNX, 2 * first.weight, first.bias)
+        gate_BNX = self.gate(input_BNX)
+        # In place where nothing is to be learned: what is as wide as the input is dear to write.
+        gated_BNX = (
+            torch.sigmoid(gate_BNX) * input_BNX if torch.is_grad_enabled() else gate_BNX.sigmoid_().mul_(input_BNX)
+        )
+        hidden_BNK = F.linear(gated_BNX, 2 * first.weight, first.bias)
         return cast(Tensor, self.head[1:](hidden_BNK))
 
 

@@ -7,7 +7,7 @@ that hard matching compares), V raw values that event signals compare with, D mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -36,6 +36,28 @@ class ItemFeatures:
     def map(self, change: Callable[[Tensor], Tensor]) -> ItemFeatures:
         """Change every tensor."""
         return ItemFeatures(*(change(tensor) for tensor in vars(self).values()))
+
+
+class _Taken(Mapping[str, Tensor]):
+    """What is taken of tensors when it is asked for: of a history's events a model may need less than of candidates."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], take: Callable[[Tensor], Tensor]) -> None:
+        self._tensors, self._take = tensors, take
+        self._taken: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._taken:
+            self._taken[name] = self._take(self._tensors[name])
+        return self._taken[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 @dataclass(frozen=True)
@@ -89,7 +111,8 @@ class ItemState:
                 found = found.masked_fill_(unknown_V.view(-1, *[1] * (tensor.dim() - 1)), 0)
             return found.view(*rows.shape, *tensor.shape[1:])
 
-        return self.map(taken)
+        vector, token, match = map(taken, (self.vector_RD, self.token_RD, self.match_RM))
+        return ItemState(vector, token, match, _Taken(self.extra, taken))
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,18 @@ class RelativeBias(nn.Module):
 
         Both are >= 0 wherever a row may look; elsewhere they may be anything.
         """
-        position = self.positions(later.clamp(0, self.positions.num_embeddings - 1))
-        return (position + self.times(bucket_ages(elapsed_s, self.edges_s))).movedim(-1, 1)
+        position = _each_head(self.positions.weight, later.clamp(0, self.positions.num_embeddings - 1))
+        return position + _each_head(self.times.weight, bucket_ages(elapsed_s, self.edges_s))
 
     def own_H(self) -> Tensor:
         """Return a row's bias to itself: no distance, no time."""
         return self.positions.weight[0] + self.times.weight[0]
+
+
+def _each_head(weight_XH: Tensor, index: Tensor) -> Tensor:
+    """Return [B, H, ...] of indices [B, ...]: head by head, so that nothing is moved afterwards."""
+    flat = index.flatten()
+    return torch.stack([weight_X.index_select(0, flat).view_as(index) for weight_X in weight_XH.unbind(1)], dim=1)
 
 
 class TargetAttentionLayer(nn.Module):

@@ -262,7 +262,10 @@ class Scorer:
         return logits_BNS.float(), requests.candidate_row_BN >= 0
 
     def _take(self, rows: Tensor) -> ItemState:
-        return self.items.take(rows.to(self.items.vector_RD.device)).map(lambda tensor: tensor.to(self.device))
+        at = self.items.vector_RD.device
+        if at == self.device:
+            return self.items.take(rows)
+        return self.items.take(rows.to(at)).map(lambda tensor: tensor.to(self.device))
 
     def _enter_device(self) -> None:
         """Make this thread's kernels run on the device: each thread has a current one of its own."""
