@@ -46,7 +46,7 @@ def bucket_ages(age_s: Tensor, edges_s: Tensor) -> Tensor:
 
 
 def _cells(edges_s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each cell of floats the bucket in which it starts, and the next edge (NaN, which nothing passes: none)."""
+    """Return each cell's bucket at its start, and the next edge (NaN, which nothing passes, after the last)."""
     start_C = (torch.arange(_CELLS, dtype=torch.int32) << _CELL_BITS).view(torch.float32)
     lower_C = torch.bucketize(start_C, edges_s, right=True)
     return lower_C, torch.cat([edges_s, edges_s.new_full((1,), torch.nan)])[lower_C]
