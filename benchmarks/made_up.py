@@ -18,7 +18,7 @@ from gesr_core.model.build import Model, build_model
 from gesr_core.model.inputs import ItemState
 from gesr_core.names import Col, user_feature
 from gesr_core.ops.matching import MatchPair
-from gesr_core.runtime.device import CPU_BATCH_PAIRS
+from gesr_core.runtime.device import CPU_BATCH_BYTES, CPU_BATCH_PAIRS
 from gesr_core.runtime.item_index import ItemIndex
 from gesr_core.runtime.plan import ScorerSettings
 from gesr_core.training.features import FeatureSpace, Normaliser, Vocabulary
@@ -115,13 +115,14 @@ def make_requests(world: World, *, lengths: np.ndarray, counts: np.ndarray, seed
 
 
 def settings_for(world: World, *, candidates: int, batch_pairs: int = CPU_BATCH_PAIRS) -> ScorerSettings:
-    """Return settings whose buckets fit requests of that many candidates exactly."""
+    """Return settings, as a CPU's are chosen, whose buckets fit requests of that many candidates exactly."""
     return ScorerSettings(
         request_time_s=REQUEST_TIME_S,
         tasks=world.features.tasks,
         score_weights=(1.0, 0.3),
         top_k=100,
         batch_pairs=batch_pairs,
+        batch_bytes=CPU_BATCH_BYTES,
         plan_window_requests=1_024,
         history_buckets=(world.features.max_history,),
         candidate_buckets=(candidates,),

@@ -91,6 +91,7 @@ class Scorer:
         overlap: bool | None = None,
         halved: Halved | None = None,
         load_s: float = 0.0,
+        counted_bytes: dict[tuple[int, int], int] | None = None,
     ) -> None:
         """Take a model and its item states.
 
@@ -105,6 +106,7 @@ class Scorer:
             overlap: decode and encode in threads while the device computes; by default where it is not the CPU itself.
             halved: how often to halve which micro-batches, as `WindowStats` of an earlier run recorded it.
             load_s: what loading all this took, for the stats.
+            counted_bytes: what requests of a shape need with this model, as other scorers counted it; added to.
         """
         # nn.Module types its attributes as tensors; what a model is stands in model.build.Model.
         self.model = cast(Model, model.eval().to(device))
@@ -118,7 +120,7 @@ class Scorer:
         self.halved = halved or {}
         self.load_s = load_s
         self.weight_S = torch.tensor(settings.score_weights, dtype=torch.float32, device=device)
-        self._request_bytes: dict[tuple[int, int], int] = {}
+        self._request_bytes = {} if counted_bytes is None else counted_bytes
         # Shapes that memory could not bear: they are halved from the start from then on.
         self._halvings: dict[tuple[int, int], int] = {}
 

@@ -9,7 +9,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -66,12 +66,16 @@ class ScoreShards:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint's model and the item states that go with it, as a worker keeps them."""
+    """A checkpoint's model and the item states that go with it, as a worker keeps them.
+
+    `counted_bytes` is what its scorers counted that requests of a shape need.
+    """
 
     model: nn.Module
     features: FeatureSpace
     items: ItemState
     index: ItemIndex
+    counted_bytes: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -131,6 +135,7 @@ def task_scorer(task: ScoreShards, *, gpu: str | None = None) -> Scorer:
         overlap=None if task.trace_folder is None else False,
         halved=halved,
         load_s=0.0 if hit else time.perf_counter() - started_s,
+        counted_bytes=loaded.counted_bytes,
     )
 
 

@@ -43,4 +43,4 @@ def test_an_item_table_beyond_half_the_memory_stays_with_the_host() -> None:
 
 
 def test_a_cpu_is_bounded_by_its_cache() -> None:
-    assert fitting_sizes(WorkerDevice("cpu"), workers=1, item_table_bytes=1) == Sizes(4096)
+    assert fitting_sizes(WorkerDevice("cpu"), workers=1, item_table_bytes=1) == Sizes(4096, batch_bytes=64 << 20)
