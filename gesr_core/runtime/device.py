@@ -15,8 +15,8 @@ from gesr_core.errors import ConfigurationError
 # 8,192, 107,000 with 32,768); a GPU is to have all the work that its memory bears at once.
 CPU_BATCH_PAIRS: Final = 4_096
 GPU_BATCH_PAIRS: Final = 1 << 20
-# Requests with few candidates cost what their histories cost, and many of those outgrow the caches too (256 events and one
-# candidate: 645 pairs/s, without this bound 225; at 500 candidates the pairs bound it first).
+# Requests with few candidates cost what their histories cost, and many of those outgrow the caches too (256 events and
+# one candidate: 645 pairs/s, without this bound 225; at 500 candidates the pairs bound it first).
 CPU_BATCH_BYTES: Final = 64 << 20
 # What the allocator's fragments, libraries and the driver take of a GPU's free memory besides.
 _USABLE: Final = 0.8
