@@ -6,7 +6,7 @@ matching (three of them narrowed to a window), two user categories.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import numpy as np
@@ -32,13 +32,14 @@ WHOLE_GESR: Final = ("models.gesr.cross_width=32",)
 
 @dataclass(frozen=True)
 class World:
-    """A catalogue of items with the states that a model gives them."""
+    """A catalogue of items with the states that a model gives them; `counted_bytes` as a worker keeps them."""
 
     features: FeatureSpace
     model: torch.nn.Module
     items: ItemState
     index: ItemIndex
     item_ids: np.ndarray
+    counted_bytes: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
 def make_world(

@@ -22,6 +22,7 @@ from benchmarks.line import RESULTS, emit, goal, goal_in_words, machine, version
 from benchmarks.made_up import WHOLE_GESR, World, make_requests, make_world, settings_for
 from gesr_core.config import PROJECT_ROOT, load_config
 from gesr_core.names import Col
+from gesr_core.runtime.device import CPU_BATCH_BYTES
 from gesr_core.runtime.plan import ScorerSettings
 from gesr_core.runtime.scorer import Scorer
 
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
         "versions": versions(("torch", "numpy", "pyarrow")),
         "settings": {
             "model": "gesr", "overrides": list(WHOLE_GESR), "threads": 1, "repeats": args.repeats,
-            "seconds": args.seconds, "precision": "fp32", "batch_pairs_tried": list(_BATCH_PAIRS),
+            "seconds": args.seconds, "precision": "fp32", "batch_pairs_tried": list(_BATCH_PAIRS), "batch_bytes": CPU_BATCH_BYTES,
         },
         "rows": [*rows, ragged],
         "goals": goals,
@@ -127,6 +128,7 @@ def _run(world: World, batch: pa.RecordBatch, settings: ScorerSettings) -> tuple
         actions=world.features.actions,
         settings=settings,
         device=_CPU,
+        counted_bytes=world.counted_bytes,
     )
     started_s = time.perf_counter()
     scored = list(scorer.score(iter([batch])))
