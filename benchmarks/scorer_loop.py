@@ -67,7 +67,8 @@ def main(argv: Sequence[str]) -> None:
         "versions": versions(("torch", "numpy", "pyarrow")),
         "settings": {
             "model": "gesr", "overrides": list(WHOLE_GESR), "threads": 1, "repeats": args.repeats,
-            "seconds": args.seconds, "precision": "fp32", "batch_pairs_tried": list(_BATCH_PAIRS), "batch_bytes": CPU_BATCH_BYTES,
+            "seconds": args.seconds, "precision": "fp32", "batch_pairs_tried": list(_BATCH_PAIRS),
+            "batch_bytes": CPU_BATCH_BYTES,
         },
         "rows": [*rows, ragged],
         "goals": goals,
