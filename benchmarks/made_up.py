@@ -100,6 +100,7 @@ def make_requests(world: World, *, lengths: np.ndarray, counts: np.ndarray, seed
     return pa.RecordBatch.from_pydict(
         {
             Col.SHARD: pa.array(np.zeros(users, dtype=np.int32)),
+            Col.PART: pa.array(np.zeros(users, dtype=np.int32)),
             Col.USER_ID: pa.array(np.arange(users)),
             Col.REQUEST: pa.array(np.zeros(users, dtype=np.int32)),
             Col.HISTORY_ITEM_ID: _lists(history, start_E),

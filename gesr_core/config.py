@@ -444,6 +444,11 @@ class ScoringConfig(Section):
     transport: Literal["arrow", "pandas_udf"]
     device: Literal["cpu", "cuda", "auto"]
     threads_per_worker: Annotated[int, Field(gt=0)]
+    # The model's form; whatever is not fp32 and uncompiled is tried on requests of the day first (runtime/trial.py).
+    precision: Literal["auto", "fp32", "bf16"]
+    compile: Literal["auto", "off", "on", "graphs"]
+    # Share of the best K in fp32 that must be among the best K in the form that is chosen, else the run is refused.
+    least_overlap: Annotated[float, Field(ge=0, le=1)]
     output_files: Annotated[int, Field(gt=0)]
 
     @field_validator("history_buckets", "candidate_buckets")

@@ -29,6 +29,7 @@ class Col:
     USER_ID: Final = "user_id"
     ITEM_ID: Final = "item_id"
     SHARD: Final = "shard"
+    PART: Final = "part"
     RUN_ID: Final = "run_id"
     WORK_ID: Final = "work_id"
     ATTEMPT_ID: Final = "attempt_id"

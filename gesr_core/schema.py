@@ -83,7 +83,7 @@ def ranked_type(item: str, *, tasks: Sequence[str]) -> str:
 
 # What scoring a window of requests took (runtime/stats.py), at the first of its score rows, null at the others.
 STATS_TYPE: Final = (
-    "struct<window:bigint,device:string,requests:bigint,pairs:bigint,padded_pairs:bigint,events:bigint,"
+    "struct<window:bigint,part:bigint,device:string,requests:bigint,pairs:bigint,padded_pairs:bigint,events:bigint,"
     "padded_events:bigint,micro_batches:bigint,bytes_in:bigint,bytes_out:bigint,decode_s:double,compute_s:double,"
     "encode_s:double,load_s:double,peak_bytes:bigint,halved:array<struct<micro_batch:bigint,halvings:bigint>>>"
 )

@@ -21,6 +21,7 @@ from gesr_core.errors import ConfigurationError
 from gesr_core.executors import granted_gpu, probe_worker
 from gesr_core.names import Col
 from gesr_core.runtime.device import Sizes, WorkerDevice, fitting_sizes
+from gesr_core.runtime.forms import EXACT, Form, forms_of
 from gesr_core.runtime.item_states import load_item_states, resolve_item_states, states_bytes
 from gesr_core.runtime.plan import ScorerSettings, boundaries
 from gesr_core.runtime.worker import ScoreShards, task_scorer
@@ -39,7 +40,9 @@ def choose_sizes(scoring: ScoringConfig, worker: WorkerDevice, *, item_states: P
     return replace(fitting, **{name: value for name, value in configured.items() if value != "auto"})
 
 
-def scoring_task(config: Config, *, ds: str, checkpoint: Checkpoint, item_states: Path, sizes: Sizes) -> ScoreShards:
+def scoring_task(
+    config: Config, *, ds: str, checkpoint: Checkpoint, item_states: Path, sizes: Sizes, form: Form = EXACT
+) -> ScoreShards:
     """Put together what workers need to score a `ds`; checks the files once, on the driver.
 
     Raises:
@@ -64,6 +67,8 @@ def scoring_task(config: Config, *, ds: str, checkpoint: Checkpoint, item_states
             history_buckets=tuple(scoring.history_buckets),
             candidate_buckets=tuple(scoring.candidate_buckets),
             batch_bytes=sizes.batch_bytes,
+            precision=form.precision,
+            compiled=form.compiled,
         ),
         device=scoring.device,
         threads=scoring.threads_per_worker,
@@ -104,6 +109,7 @@ def score_udf(
 
     Raises:
         InputError: there is no such checkpoint, or it has no item states for `ds`.
+        ConfigurationError: the form is to be chosen, for which there are no requests here.
     """
     path = resolve_checkpoint(config.folder("checkpoints"), checkpoint or config.training.model)
     loaded = load_checkpoint(path)
@@ -111,7 +117,13 @@ def score_udf(
     scoring = config.scoring
     worker = probe_worker(requests.sparkSession, wanted=scoring.device)
     sizes = choose_sizes(scoring, worker, item_states=states)
-    return udf_of(scoring_task(config, ds=ds, checkpoint=loaded, item_states=states, sizes=sizes), requests)
+    forms = forms_of(scoring.precision, scoring.compile)
+    if len(forms) > 1:
+        raise ConfigurationError(
+            "scoring.precision and scoring.compile: auto is decided by score_daily on requests of a ds; name one here"
+        )
+    task = scoring_task(config, ds=ds, checkpoint=loaded, item_states=states, sizes=sizes, form=forms[0])
+    return udf_of(task, requests)
 
 
 def udf_of(task: ScoreShards, requests: DataFrame) -> Callable[[Column], Column]:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
 from gesr_core.config import Config
 from gesr_core.content import sha256_of
+from gesr_core.daily.requests import sampled_requests, user_features
 from gesr_core.errors import InputError
-from gesr_core.executors import gpu_profile, probe_worker
+from gesr_core.executors import OnGrantedGpu, gpu_profile, probe_worker
 from gesr_core.io.daily import InputTable, item_type, newest_days, read_daily
 from gesr_core.io.tables import read_table
 from gesr_core.join.requests import users_at
+from gesr_core.join.shards import balanced_parts, pairs_per_shard
 from gesr_core.names import Col, Role
 from gesr_core.runtime.device import Sizes
+from gesr_core.runtime.forms import EXACT, forms_of
 from gesr_core.runtime.item_states import MANIFEST, load_item_states, resolve_item_states
+from gesr_core.runtime.trial import TRIAL_TYPE, Trial, TryForms, choose_form
 from gesr_core.runtime.worker import ScoreShards
 from gesr_core.sink.run import PinnedTable, Pins, pin_table
 from gesr_core.training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
@@ -73,16 +78,23 @@ def pin_newest(
         raise InputError(
             f"candidates ({inputs[Role.CANDIDATES].location}) has no row for ds {args.ds}; its newest: {days}"
         )
+    form = (
+        known.form
+        if known
+        else _decide_form(spark, inputs, task, tables, checkpoint=checkpoint, config=config, ds=args.ds)
+    )
     pins = Pins(
         tables,
         {"path": str(checkpoint.path), "id": checkpoint.checkpoint_id, "model": checkpoint.model_name},
         {"path": str(states), "version": task.items_version, "sha256": sha256_of(states / MANIFEST)},
         config.scoring_hash(),
         vars(sizes),
+        known.parts if known else _parts(inputs[Role.CANDIDATES].df, shards=scoring.shards),
+        form,
     )
     if log_plan:
-        _log_plan(pins, device=worker.device, shards=config.scoring.shards)
-    return Pinned(inputs, checkpoint, states, pins, task)
+        _log_plan(pins, device=worker.device, shards=scoring.shards)
+    return Pinned(inputs, checkpoint, states, pins, _in_form(task, form))
 
 
 def pin_again(spark: SparkSession, config: Config, ds: str, pins: Pins) -> Pinned:
@@ -110,7 +122,7 @@ def pin_again(spark: SparkSession, config: Config, ds: str, pins: Pins) -> Pinne
     changed = [role for role, table in tables.items() if table != pins.inputs[role]]
     if changed:
         raise InputError(f"{', '.join(changed)}: what stands there now is not what was pinned")
-    return Pinned(inputs, checkpoint, states, pins, task)
+    return Pinned(inputs, checkpoint, states, pins, _in_form(task, pins.form))
 
 
 def asked_checkpoint(config: Config, args: argparse.Namespace) -> Checkpoint:
@@ -122,6 +134,50 @@ def _require_item_type(candidates: str, states: Path) -> None:
     exported = "string" if load_item_states(states, verify=False).index.value_R is not None else "bigint"
     if candidates != exported:
         raise InputError(f"candidates.item_id is {candidates}, but items.item_id is {exported}: make them one type")
+
+
+def _parts(candidates: DataFrame, *, shards: int) -> dict[int, int]:
+    """Return into how many parts to cut the shards that are too large; a pure function of what is pinned."""
+    pairs = {row[Col.SHARD]: row["pairs"] for row in pairs_per_shard(candidates, shards=shards).collect()}
+    parts = balanced_parts(pairs, shards=shards)
+    mean = sum(pairs.values()) / shards
+    for shard, count in parts.items():
+        times = pairs[shard] / mean
+        log.info("shard %d holds %.1f times the mean pairs of a shard: cut into %d parts", shard, times, count)
+    return parts
+
+
+def _decide_form(
+    spark: SparkSession,
+    inputs: Mapping[Role, InputTable],
+    task: ScoreShards,
+    tables: Mapping[str, PinnedTable],
+    *,
+    checkpoint: Checkpoint,
+    config: Config,
+    ds: str,
+) -> dict[str, Any]:
+    """Decide the model's form; where there is more than the exact one, by trials on some requests of the `ds`."""
+    scoring = config.scoring
+    allowed = forms_of(scoring.precision, scoring.compile)
+    if allowed == [EXACT]:
+        return vars(EXACT)
+    users = int(tables[Role.CANDIDATES.value].digest.split(":")[0])
+    sample = sampled_requests(inputs, checkpoint, scoring, ds=ds, users=users)
+    profile = gpu_profile(spark, wanted=scoring.device, workers_per_gpu=scoring.workers_per_gpu)
+    log.info("trying %s on some requests", ", ".join(map(str, allowed)))
+    tried = sample.mapInArrow(OnGrantedGpu(TryForms(task, tuple(allowed))), TRIAL_TYPE, profile=profile)
+    trials = [Trial(**row.asDict()) for row in tried.collect()]
+    for trial in trials:
+        log.info("%s", trial)
+    form = choose_form(trials, least_overlap=scoring.least_overlap, allowed=allowed)
+    log.info("scoring in %s", form)
+    return {**vars(form), "trials": [vars(trial) for trial in trials]}
+
+
+def _in_form(task: ScoreShards, pinned: Mapping[str, Any]) -> ScoreShards:
+    form = {name: pinned[name] for name in vars(EXACT) if name in pinned}
+    return replace(task, settings=replace(task.settings, **form))
 
 
 def _pin_tables(
@@ -145,15 +201,6 @@ def _of_the_ds(role: Role, inputs: Mapping[Role, InputTable], *, ds: str, featur
         return df
     asked = inputs[Role.CANDIDATES].df.select(Col.USER_ID).distinct()
     return users_at(df, ds=ds, features=features).join(asked, on=Col.USER_ID, how="left_semi")
-
-
-def user_features(checkpoint: Checkpoint) -> list[str]:
-    """Return the columns of `users` that a checkpoint reads."""
-    space = checkpoint.features
-    return [
-        *(vocabulary.name for vocabulary in space.user_categories),
-        *(number.name for number in space.user_numerics),
-    ]
 
 
 def _log_plan(pins: Pins, *, device: str, shards: int) -> None:

@@ -12,17 +12,16 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version as package_version
 from typing import Any
 
-from pyspark.sql import DataFrame, SparkSession, functions as F
+from pyspark.sql import DataFrame, SparkSession
 
 import gesr_core
 from gesr_core.config import Config
 from gesr_core.daily.day import Day
-from gesr_core.daily.pinning import Pinned, asked_checkpoint, pin_again, pin_newest, user_features
+from gesr_core.daily.pinning import Pinned, asked_checkpoint, pin_again, pin_newest
+from gesr_core.daily.requests import requests_of_shards
 from gesr_core.errors import AnotherRunWon, GateRefused, InputError
 from gesr_core.executors import OnGrantedGpu, gpu_profile
 from gesr_core.io.tables import read_table, table_version
-from gesr_core.join.requests import build_requests, users_at
-from gesr_core.join.shards import shard_of
 from gesr_core.names import Col, Role
 from gesr_core.sink.gate import check_gate, count_candidates, count_staged
 from gesr_core.sink.ledger import LedgerRow, append_ledger
@@ -34,7 +33,7 @@ from gesr_core.sink.staging import (
     attempt_counts,
     clear_staging,
     new_attempt_id,
-    one_partition_per_shard,
+    one_partition_per_part,
     stage,
     staged_users,
     waves,
@@ -201,14 +200,18 @@ class DailyRun:
         """Score some shards into staging, under a new attempt id that counts for nothing yet."""
         attempt_id = new_attempt_id()
         self.wave_started_s = time.monotonic()
-        requests = one_partition_per_shard(self._requests(shards), shards)
+        parts = self.run.pins.parts
+        pinned, scoring = self.pinned, self.day.config.scoring
+        requests = requests_of_shards(
+            pinned.inputs, pinned.checkpoint, scoring, ds=self.run.ds, shards=shards, parts=parts
+        )
+        requests = one_partition_per_part(requests, {shard: parts.get(shard, 1) for shard in shards})
         task = replace(self.pinned.task, trace_folder=self.trace_folder)
-        if self.day.config.scoring.transport == "pandas_udf":
+        if scoring.transport == "pandas_udf":
             scored = score_with_udf(requests, task)
         else:
             user = requests.schema[Col.USER_ID].dataType.simpleString()
             fields = f"{Col.SHARD} int, {Col.USER_ID} {user}, {result_fields(requests, tasks=task.settings.tasks)}"
-            scoring = self.day.config.scoring
             profile = gpu_profile(self.day.spark, wanted=scoring.device, workers_per_gpu=scoring.workers_per_gpu)
             scored = requests.mapInArrow(OnGrantedGpu(task), fields, profile=profile)
         stage(scored, self.day.config.table(Role.STAGING), work_id=self.run.work_id, attempt_id=attempt_id)
@@ -284,25 +287,6 @@ class DailyRun:
     def finish(self) -> None:
         """Write what follows the publication."""
         finish(self.day, self.run, started_s=self.started_s, lost=self.lost)
-
-    def _requests(self, shards: Sequence[int]) -> DataFrame:
-        scoring = self.day.config.scoring
-        inputs = self.pinned.inputs
-        features = user_features(self.pinned.checkpoint)
-
-        def of_wave(df: DataFrame) -> DataFrame:
-            return df.where(shard_of(F.col(Col.USER_ID), shards=scoring.shards).isin(list(shards)))
-
-        return build_requests(
-            of_wave(inputs[Role.CANDIDATES].df),
-            of_wave(inputs[Role.HISTORIES].df),
-            users_at(inputs[Role.USERS].df, ds=self.run.ds, features=features),
-            shards=scoring.shards,
-            ds=self.run.ds,
-            history_window_days=self.pinned.checkpoint.features.history_window_days,
-            max_candidates_per_request=scoring.max_candidates_per_request,
-            user_features=features,
-        )
 
     def _accepted(self) -> dict[int, LedgerRow]:
         return accepted_shards(self.day.ledger(), self.run.work_id, lost=self.lost)

@@ -6,13 +6,13 @@ so that pairs add up wherever the row ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pyspark.sql import Column, DataFrame, functions as F
 
 from gesr_core.dates import request_time_us
 from gesr_core.join.items import as_of
-from gesr_core.join.shards import shard_of
+from gesr_core.join.shards import part_of, shard_of
 from gesr_core.names import Col, label, user_feature
 from gesr_core.schema import DUPLICATE, NO_CANDIDATES, NULL_ITEM, NULL_USER, rejected_type
 
@@ -39,6 +39,7 @@ def request_columns(*, user_features: Sequence[str], string_items: bool) -> list
     keys = [Col.HISTORY_ITEM_KEY, Col.CANDIDATE_ITEM_KEY] if string_items else []
     return [
         Col.SHARD,
+        Col.PART,
         Col.USER_ID,
         Col.REQUEST,
         *map(user_feature, user_features),
@@ -60,6 +61,7 @@ def build_requests(
     history_window_days: int | None,
     max_candidates_per_request: int,
     user_features: Sequence[str],
+    parts: Mapping[int, int] | None = None,
 ) -> DataFrame:
     """Join candidates, histories and users of one `ds` into request rows.
 
@@ -72,6 +74,7 @@ def build_requests(
         history_window_days: older events are left out of the histories; None: none are.
         max_candidates_per_request: a user with more becomes several requests, numbered from 0.
         user_features: declared user features.
+        parts: into how many parts the shards are cut that are (join.shards.balanced_parts); None: all are whole.
 
     Candidates come sorted by item id, so that a stable sort by score breaks ties by item id. A user without a history
     or a `users` row is scored with an empty history and missing features. Null ids and repeated candidates are
@@ -83,6 +86,7 @@ def build_requests(
     )
     checked = _reject(per_user.withColumn("_all", F.array_sort("_all")), item_type=item_type)
     sharded = checked.withColumn(Col.SHARD, shard_of(F.col(Col.USER_ID), shards=shards))
+    sharded = sharded.withColumn(Col.PART, part_of(F.col(Col.USER_ID), shard=F.col(Col.SHARD), parts=parts or {}))
     recent = _recent(histories, ds=ds, window_days=history_window_days)
     joined = sharded.join(recent, on=Col.USER_ID, how="left")
     joined = joined.join(users, on=Col.USER_ID, how="left")
@@ -118,7 +122,8 @@ def training_requests(
     wide = with_history_arrays(joined.select("*", *arrays), item_type=item_type)
     string_items = item_type == "string"
     serving = request_columns(user_features=user_features, string_items=string_items)
-    kept = [name for name in serving if name not in (Col.SHARD, Col.REQUEST, Col.REJECTED, Col.CANDIDATES_IN)]
+    of_serving = (Col.SHARD, Col.PART, Col.REQUEST, Col.REJECTED, Col.CANDIDATES_IN)
+    kept = [name for name in serving if name not in of_serving]
     wide = with_item_keys(wide, string_items=string_items)
     return wide.select(Col.DS, *kept, *kinds)
 

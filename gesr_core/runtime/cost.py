@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from gesr_core.model.build import Model
 from gesr_core.model.inputs import History, ItemState, UserFeatures
+from gesr_core.runtime.forms import Precision, computing
 
 
 class LiveBytes(TorchDispatchMode):
@@ -50,7 +51,14 @@ class LiveBytes(TorchDispatchMode):
 
 @torch.inference_mode()
 def request_bytes(
-    model: Model, *, items: ItemState, user: UserFeatures, history_length: int, candidates: int, device: torch.device
+    model: Model,
+    *,
+    items: ItemState,
+    user: UserFeatures,
+    history_length: int,
+    candidates: int,
+    device: torch.device,
+    precision: Precision = "fp32",
 ) -> int:
     """Return the most bytes that are held at once while one request is scored, besides weights and item states.
 
@@ -61,10 +69,11 @@ def request_bytes(
         history_length: padded events.
         candidates: padded candidates.
         device: where it runs.
+        precision: in which.
     """
     one_user = UserFeatures(*(t.new_zeros(1, *t.shape[1:]).to(device) for t in (user.categorical_BC, user.numeric_BF)))
     item = items.map(lambda t: t.new_zeros(1, *t.shape[1:]).to(device))
-    with LiveBytes() as held:
+    with computing(precision, device), LiveBytes() as held:
         index_BT = torch.zeros(1, history_length, dtype=torch.int64, device=device)
         number_BT = index_BT.float()
         history = History(index_BT, number_BT, index_BT, number_BT, torch.tensor([history_length], device=device))

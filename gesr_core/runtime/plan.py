@@ -1,7 +1,8 @@
 """Cut request rows into windows, and windows into micro-batches: a pure function of a shard and recorded settings.
 
-Requests arrive sorted by (shard, user, request). A window is whole users of one shard; in a window, requests of one
-shape bucket stand together in their order, cut by pairs and by bytes. How Arrow batched the rows does not matter.
+Requests arrive sorted by (shard, part, user, request). A window is whole users of one part of a shard; in a window,
+requests of one shape bucket stand together in their order, cut by pairs and by bytes. How Arrow batched the rows does
+not matter.
 
 Legend: B requests.
 """
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gesr_core.names import Col
+from gesr_core.runtime.forms import Compiled, Precision
 
 # Bytes that one request needs while it is scored, by its padded history length and number of candidates.
 BytesOf = Callable[[int, int], int]
@@ -30,7 +32,7 @@ class ScorerSettings:
 
     `score_weights` are the weights of the task logits in the score, in the order of `tasks`. A micro-batch holds at
     most `batch_pairs` padded pairs and needs at most `batch_bytes` as they are counted beforehand (None: not bounded),
-    but always one request.
+    but always one request. `precision` and `compiled` are the model's form (forms.py).
     """
 
     request_time_s: int
@@ -42,6 +44,8 @@ class ScorerSettings:
     history_buckets: tuple[int, ...]
     candidate_buckets: tuple[int, ...]
     batch_bytes: int | None = None
+    precision: Precision = "fp32"
+    compiled: Compiled = "off"
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,15 @@ class MicroBatch:
 
 
 def windows(batches: Iterable[pa.RecordBatch], *, requests: int) -> Iterator[pa.RecordBatch]:
-    """Regroup sorted request rows into windows of whole users of one shard.
+    """Regroup sorted request rows into windows of whole users of one part of a shard.
 
-    A window closes at the first user boundary at or after `requests` rows, and at every shard boundary.
+    A window closes at the first user boundary at or after `requests` rows, and where another part or shard begins.
     """
     pending: list[pa.RecordBatch] = []
     for batch in batches:
         pending.append(batch)
         table = _combine(pending)
-        cuts = window_ends(table.column(Col.SHARD), table.column(Col.USER_ID), requests=requests)
+        cuts = window_ends(table, requests=requests)
         for start, end in pairwise([0, *cuts]):
             yield table.slice(start, end - start)
         pending = [table.slice(cuts[-1])] if cuts else [table]
@@ -92,27 +96,27 @@ def windows(batches: Iterable[pa.RecordBatch], *, requests: int) -> Iterator[pa.
         yield rest
 
 
-def window_ends(shards: pa.Array, users: pa.Array, *, requests: int) -> list[int]:
-    """Return the row numbers at which windows end; rows after the last end wait for more.
+def window_ends(rows: pa.RecordBatch, *, requests: int) -> list[int]:
+    """Return the numbers of the request rows at which windows end; rows after the last end wait for more.
 
     Only a boundary that was seen from both sides ends a window, so the ends do not depend on the batching.
     """
-    if len(shards) < 2:
+    if rows.num_rows < 2:
         return []
-    shard = shards.to_numpy(zero_copy_only=False)
-    new_shard = np.flatnonzero(shard[1:] != shard[:-1]) + 1
-    new_user = boundaries(users)
+    place = np.stack([rows.column(name).to_numpy(zero_copy_only=False) for name in (Col.SHARD, Col.PART)])
+    new_part = np.flatnonzero((place[:, 1:] != place[:, :-1]).any(axis=0)) + 1
+    new_user = boundaries(rows.column(Col.USER_ID))
     ends: list[int] = []
     start = 0
-    for shard_end in [*new_shard.tolist(), None]:
-        limit = len(shards) if shard_end is None else shard_end
+    for part_end in [*new_part.tolist(), None]:
+        limit = rows.num_rows if part_end is None else part_end
         inner = new_user[(new_user > start) & (new_user < limit)]
-        while (place := int(np.searchsorted(inner, start + requests))) < len(inner):
-            start = int(inner[place])
+        while (nearest := int(np.searchsorted(inner, start + requests))) < len(inner):
+            start = int(inner[nearest])
             ends.append(start)
-        if shard_end is not None:
-            ends.append(shard_end)
-            start = shard_end
+        if part_end is not None:
+            ends.append(part_end)
+            start = part_end
     return ends
 
 

@@ -27,6 +27,7 @@ from gesr_core.model.inputs import ItemState
 from gesr_core.names import Col
 from gesr_core.runtime.collate import JaggedRequests, UserEncoder, decode, pad
 from gesr_core.runtime.cost import request_bytes
+from gesr_core.runtime.forms import Form, Logits, logits_of
 from gesr_core.runtime.item_index import ItemIndex
 from gesr_core.runtime.plan import MicroBatch, ScorerSettings, plan_micro_batches, windows
 from gesr_core.runtime.results import Selected, encode
@@ -34,8 +35,8 @@ from gesr_core.runtime.stats import WindowStats, peak_bytes
 
 log = logging.getLogger(__name__)
 
-# How often each micro-batch was halved, by its number in the window; by shard and number of the window in it.
-Halved = Mapping[tuple[int, int], Mapping[int, int]]
+# How often each micro-batch was halved, by its number in the window; by shard, part and number of the window in it.
+Halved = Mapping[tuple[int, int, int], Mapping[int, int]]
 _T = TypeVar("_T")
 
 
@@ -92,11 +93,12 @@ class Scorer:
         halved: Halved | None = None,
         load_s: float = 0.0,
         counted_bytes: dict[tuple[int, int], int] | None = None,
+        logits: Logits | None = None,
     ) -> None:
         """Take a model and its item states.
 
         Args:
-            model: composes `encode_user` and `score` (model.build.Model).
+            model: composes `encode_user` and `score` (model.build.Model), stored as the settings' form has it.
             items: states of the catalogue, on the device; or in host memory, and gathered for each micro-batch.
             index: where each item's state is; ids are searched for on its device.
             encode_users: turns the user feature columns into vocabulary indices and normalised numbers.
@@ -107,6 +109,7 @@ class Scorer:
             halved: how often to halve which micro-batches, as `WindowStats` of an earlier run recorded it.
             load_s: what loading all this took, for the stats.
             counted_bytes: what requests of a shape need with this model, as other scorers counted it; added to.
+            logits: what another scorer of this model and form compiled.
         """
         # nn.Module types its attributes as tensors; what a model is stands in model.build.Model.
         self.model = cast(Model, model.eval().to(device))
@@ -119,6 +122,7 @@ class Scorer:
         self.overlap = device.type != "cpu" if overlap is None else overlap
         self.halved = halved or {}
         self.load_s = load_s
+        self._logits = logits or logits_of(model, Form(settings.precision, settings.compiled), device=device)
         self.weight_S = torch.tensor(settings.score_weights, dtype=torch.float32, device=device)
         self._request_bytes = {} if counted_bytes is None else counted_bytes
         # Shapes that memory could not bear: they are halved from the start from then on.
@@ -152,8 +156,10 @@ class Scorer:
         )
         length_B, count_B = jagged.history_length_B, jagged.count_B
         plan = plan_micro_batches(length_B, count_B, settings=self.settings, bytes_of=self._bytes_of(jagged))
+        shard, part = _part(rows)
         stats = WindowStats(
             number,
+            part=part,
             device=str(self.device),
             requests=rows.num_rows,
             pairs=int(count_B.sum()),
@@ -165,7 +171,6 @@ class Scorer:
             load_s=self.load_s,
         )
         self.load_s = 0.0
-        shard = int(rows.column(Col.SHARD)[0].as_py())
         decoded = _Decoded(rows, shard, jagged.to(self.device), count_B, jagged.candidate_offsets[:-1], plan, stats)
         stats.decode_s = time.perf_counter() - started_s
         return decoded
@@ -176,7 +181,7 @@ class Scorer:
         """Score the micro-batches; nothing waits for the device before all of them are under way."""
         self._enter_device()
         started_s = time.perf_counter()
-        recorded = self.halved.get((window.shard, window.stats.window), {})
+        recorded = self.halved.get((window.shard, window.stats.part, window.stats.window), {})
         best: list[_Best] = []
         for number, micro_batch in enumerate(window.plan):
             parts, halvings = self._within_memory(window.jagged, micro_batch, recorded=recorded.get(number))
@@ -259,9 +264,13 @@ class Scorer:
             candidates=micro_batch.candidates,
             first_candidate=micro_batch.first,
         )
-        user_state = self.model.encode_user(requests.history, self._take(requests.history.row_BT), requests.user)
-        logits_BNS = self.model.score(user_state, self._take(requests.candidate_row_BN))
-        return logits_BNS.float(), requests.candidate_row_BN >= 0
+        logits_BNS = self._logits(
+            requests.history,
+            self._take(requests.history.row_BT),
+            requests.user,
+            self._take(requests.candidate_row_BN),
+        )
+        return logits_BNS, requests.candidate_row_BN >= 0
 
     def _take(self, rows: Tensor) -> ItemState:
         at = self.items.vector_RD.device
@@ -287,6 +296,7 @@ class Scorer:
                     history_length=history_length,
                     candidates=candidates,
                     device=self.device,
+                    precision=self.settings.precision,
                 )
             return self._request_bytes[shape]
 
@@ -298,13 +308,18 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _numbered(shards: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Number the windows of each shard from 0."""
-    shard, number = None, 0
-    for window in shards:
-        number = number + 1 if window.column(Col.SHARD)[0].as_py() == shard else 0
-        shard = window.column(Col.SHARD)[0].as_py()
+def _numbered(cut: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Number the windows of each part of a shard from 0."""
+    former, number = None, 0
+    for window in cut:
+        number = number + 1 if _part(window) == former else 0
+        former = _part(window)
         yield window, number
+
+
+def _part(window: pa.RecordBatch) -> tuple[int, int]:
+    """Return the shard and the part of it that a window is of."""
+    return window.column(Col.SHARD)[0].as_py(), window.column(Col.PART)[0].as_py()
 
 
 def _ahead(items: Iterable[_T]) -> Iterator[_T]:

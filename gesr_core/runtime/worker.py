@@ -21,6 +21,7 @@ from gesr_core.errors import InputError
 from gesr_core.model.inputs import ItemState
 from gesr_core.names import Col
 from gesr_core.runtime.device import choose_device
+from gesr_core.runtime.forms import Form, Logits, Precision, logits_of, lowered, lowered_items
 from gesr_core.runtime.item_index import ItemIndex
 from gesr_core.runtime.item_states import load_item_states
 from gesr_core.runtime.plan import ScorerSettings
@@ -51,11 +52,11 @@ class ScoreShards:
     threads: int
     item_table_bytes: int | None = None
     workers_per_gpu: int = 1
-    halved: tuple[tuple[int, int, int, int], ...] = ()
+    halved: tuple[tuple[int, int, int, int, int], ...] = ()
     trace_folder: str | None = None
 
     def __call__(self, batches: Iterator[pa.RecordBatch], *, gpu: str | None = None) -> Iterator[pa.RecordBatch]:
-        """Map request rows, sorted by (shard, user, request), to one score row per user, on the granted GPU."""
+        """Map request rows, sorted by (shard, part, user, request), to one score row per user, on the granted GPU."""
         scored = task_scorer(self, gpu=gpu).score(batches)
         return scored if self.trace_folder is None else traced(scored, folder=Path(self.trace_folder))
 
@@ -66,12 +67,14 @@ class ScoreShards:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint's model and the item states that go with it, as a worker keeps them.
+    """A checkpoint's model in one form and the item states that go with it, as a worker keeps them.
 
-    `counted_bytes` is what its scorers counted that requests of a shape need.
+    `logits` is what scores with it, compiled where the form says so; `counted_bytes` is what its scorers counted that
+    requests of a shape need.
     """
 
     model: nn.Module
+    logits: Logits
     features: FeatureSpace
     items: ItemState
     index: ItemIndex
@@ -118,11 +121,12 @@ def task_scorer(task: ScoreShards, *, gpu: str | None = None) -> Scorer:
         torch.cuda.set_device(device)
         torch.cuda.set_per_process_memory_fraction(1 / task.workers_per_gpu, device)
     started_s = time.perf_counter()
-    key = (task.checkpoint_id, task.items_version, str(device), str(task.item_table_bytes))
+    form = (task.settings.precision, task.settings.compiled)
+    key = (task.checkpoint_id, task.items_version, str(device), str(task.item_table_bytes), *form)
     loaded, hit = _cache.get(key, lambda: load(task, device=device))
-    halved: dict[tuple[int, int], dict[int, int]] = {}
-    for shard, window, micro_batch, halvings in task.halved:
-        halved.setdefault((shard, window), {})[micro_batch] = halvings
+    halved: dict[tuple[int, int, int], dict[int, int]] = {}
+    for shard, part, window, micro_batch, halvings in task.halved:
+        halved.setdefault((shard, part, window), {})[micro_batch] = halvings
     return Scorer(
         loaded.model,
         items=loaded.items,
@@ -136,6 +140,7 @@ def task_scorer(task: ScoreShards, *, gpu: str | None = None) -> Scorer:
         halved=halved,
         load_s=0.0 if hit else time.perf_counter() - started_s,
         counted_bytes=loaded.counted_bytes,
+        logits=loaded.logits,
     )
 
 
@@ -153,7 +158,7 @@ def traced(scored: Iterator[pa.RecordBatch], *, folder: Path) -> Iterator[pa.Rec
 
 
 def load(task: ScoreShards, *, device: torch.device) -> Loaded:
-    """Load checkpoint and item states and check that they are those that the driver pinned.
+    """Load checkpoint and item states, check that they are those that the driver pinned, and put them into form.
 
     Raises:
         InputError: they are missing, altered, or others than the pinned ones.
@@ -166,17 +171,24 @@ def load(task: ScoreShards, *, device: torch.device) -> Loaded:
             f"{task.checkpoint} and {task.item_states} hold {found}, but the run pinned "
             f"{(task.checkpoint_id, task.items_version)}; they changed under the run"
         )
-    items, index = on_device(states.items, states.index, device=device, limit_bytes=task.item_table_bytes)
-    return Loaded(checkpoint.build().eval().to(device), checkpoint.features, items, index)
+    form = Form(task.settings.precision, task.settings.compiled)
+    items, index = on_device(
+        states.items, states.index, device=device, limit_bytes=task.item_table_bytes, precision=form.precision
+    )
+    model = lowered(checkpoint.build().eval().to(device), form.precision)
+    return Loaded(model, logits_of(model, form, device=device), checkpoint.features, items, index)
 
 
 def on_device(
-    items: ItemState, index: ItemIndex, *, device: torch.device, limit_bytes: int | None
+    items: ItemState, index: ItemIndex, *, device: torch.device, limit_bytes: int | None, precision: Precision = "fp32"
 ) -> tuple[ItemState, ItemIndex]:
-    """Put item states and their index on the device if they fit `limit_bytes` (None: whatever they take).
+    """Put item states, in `precision`, and their index on the device if they fit `limit_bytes` (None: always).
 
-    Larger ones stay in host memory, where each micro-batch gathers what it needs.
+    Larger ones stay in host memory as they are, where each micro-batch gathers what it needs; so do a CPU's, because
+    the workers of a host share the pages of the file.
     """
     if limit_bytes is not None and items.nbytes > limit_bytes:
         return items, index
-    return items.map(lambda tensor: tensor.to(device)), index.to(device)
+    if device.type == "cpu":
+        return items, index.to(device)
+    return lowered_items(items, precision).map(lambda tensor: tensor.to(device)), index.to(device)

@@ -40,7 +40,9 @@ class PinnedTable:
 class Pins:
     """Everything that a run reads. `inputs` is by role; the checkpoint and item states are by path and content id.
 
-    `sizes` is how much a worker takes on at once: it changes no more than roundings, but a resume has to repeat them.
+    `sizes` is how much a worker takes on at once, `parts` into how many parts the shards are cut that hold far more
+    pairs than others, `form` the model's precision and whether it is compiled, with the trials that decided it: they
+    change no more than roundings, but a resume has to repeat them.
     """
 
     inputs: Mapping[str, PinnedTable]
@@ -48,6 +50,8 @@ class Pins:
     item_states: Mapping[str, str]
     configuration: str
     sizes: Mapping[str, Any]
+    parts: Mapping[int, int] = field(default_factory=dict)
+    form: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         inputs = {role: vars(table) for role, table in self.inputs.items()}
@@ -57,14 +61,24 @@ class Pins:
             "item_states": dict(self.item_states),
             "configuration": self.configuration,
             "sizes": dict(self.sizes),
+            # JSON has no numbers for keys.
+            "parts": [[shard, parts] for shard, parts in sorted(self.parts.items())],
+            "form": dict(self.form),
         }
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Pins:
         inputs = {role: PinnedTable(**table) for role, table in values["inputs"].items()}
-        # An earlier version recorded no sizes.
-        sizes = values.get("sizes", {})
-        return Pins(inputs, values["checkpoint"], values["item_states"], values["configuration"], sizes)
+        # Earlier versions recorded no sizes, cut no shards, and knew one form.
+        return Pins(
+            inputs,
+            values["checkpoint"],
+            values["item_states"],
+            values["configuration"],
+            values.get("sizes", {}),
+            dict(map(tuple, values.get("parts", []))),
+            values.get("form", {}),
+        )
 
     def differences(self, other: Pins) -> list[str]:
         """Name what differs in content; table versions and paths may move without changing anything.

@@ -41,20 +41,26 @@ def waves(missing: Sequence[int], *, size: int) -> Iterator[list[int]]:
         yield list(missing[start : start + size])
 
 
-def one_partition_per_shard(requests: DataFrame, shards: Sequence[int]) -> DataFrame:
-    """Put each shard into a partition of its own, sorted by user and request.
+def one_partition_per_part(requests: DataFrame, shards: Mapping[int, int]) -> DataFrame:
+    """Put each part of each shard into a partition of its own, sorted by user and request.
 
-    Plain hash partitioning would put two shards into one partition and leave another empty.
+    Plain hash partitioning would put two of them into one partition and leave another empty.
+
+    Args:
+        requests: rows of these shards alone.
+        shards: into how many parts each is cut (1: it is whole).
     """
-    count = len(shards)
+    widest = max(shards.values())
+    codes = [shard * widest + part for shard, parts in shards.items() for part in range(parts)]
+    count = len(codes)
     place = F.pmod(F.hash(F.col("id").cast("int")), F.lit(count))
     keys = requests.sparkSession.range(64 * count).groupBy(place.alias("place")).agg(F.min("id").alias("id")).collect()
     key_of_place = {row["place"]: int(row["id"]) for row in keys}
-    # 64 draws a place miss one with odds of e^-64; then two shards share a partition, which is only slower.
-    key_of_shard = [F.lit(x) for i, shard in enumerate(shards) for x in (shard, key_of_place.get(i, i))]
-    key: Column = F.create_map(*key_of_shard)[F.col(Col.SHARD)].cast("int")
+    # 64 draws a place miss one with odds of e^-64; then two parts share a partition, which is only slower.
+    key_of_code = [F.lit(x) for i, code in enumerate(codes) for x in (code, key_of_place.get(i, i))]
+    key: Column = F.create_map(*key_of_code)[F.col(Col.SHARD) * widest + F.col(Col.PART)].cast("int")
     placed = requests.withColumn("_place", key).repartition(count, "_place").drop("_place")
-    return placed.sortWithinPartitions(Col.SHARD, Col.USER_ID, Col.REQUEST)
+    return placed.sortWithinPartitions(Col.SHARD, Col.PART, Col.USER_ID, Col.REQUEST)
 
 
 def stage(scored: DataFrame, ref: TableRef, *, work_id: str, attempt_id: str) -> None:

@@ -20,8 +20,8 @@ _STAGES = ("decode_s", "compute_s", "encode_s", "load_s")
 class Work:
     """Sums over windows, in the worker's own time; `peak_bytes` is the largest of any worker.
 
-    `halved` lists what memory could not bear at once, as (shard, window in the shard, micro-batch in the window, how
-    often it was halved): given to the scorer again, it repeats the run bit for bit.
+    `halved` lists what memory could not bear at once, as (shard, part of it, window in the part, micro-batch in the
+    window, how often it was halved): given to the scorer again, it repeats the run bit for bit.
     """
 
     windows: int = 0
@@ -40,14 +40,14 @@ class Work:
     loads: int = 0
     peak_bytes: int = 0
     devices: tuple[str, ...] = ()
-    halved: tuple[tuple[int, int, int, int], ...] = field(default=())
+    halved: tuple[tuple[int, int, int, int, int], ...] = field(default=())
 
     @staticmethod
     def aggregates() -> list[Column]:
         """Return the aggregates of staged rows that `of_row` reads."""
         stats = F.col(Col.STATS)
         summed = [F.sum(stats[name]).alias(name) for name in _SUMMED]
-        halvings = F.struct(F.col(Col.SHARD), stats["window"].alias("window"), stats["halved"].alias("halved"))
+        halvings = F.struct(Col.SHARD, *(stats[name].alias(name) for name in (Col.PART, "window", "halved")))
         return [
             F.count(stats).alias("windows"),
             *summed,
@@ -60,7 +60,8 @@ class Work:
     @staticmethod
     def of_row(row: Row) -> Work:
         """Take up one row of `aggregates`."""
-        halved = sorted((entry[Col.SHARD], entry["window"], *cut) for entry in row["halved"] for cut in entry["halved"])
+        places = [((of[Col.SHARD], of[Col.PART], of["window"]), of["halved"]) for of in row["halved"]]
+        halved = sorted((*place, *cut) for place, cuts in places for cut in cuts)
         values = {name: row[name] or 0 for name in (*_SUMMED, "windows", "loads", "peak_bytes")}
         return Work(**values, devices=tuple(row["devices"]), halved=tuple(halved))
 

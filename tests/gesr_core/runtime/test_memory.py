@@ -60,9 +60,8 @@ def scorer(model: Any, **changes: Any) -> Scorer:
             torch.zeros(batch.num_rows, 3, dtype=torch.int64), torch.zeros(batch.num_rows, 1)
         ),
         actions=["buy", "view"],
-        settings=SETTINGS,
         device=CPU,
-        **changes,
+        **{"settings": SETTINGS, **changes},
     )
 
 
@@ -73,6 +72,7 @@ def requests() -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(
         {
             "shard": pa.array([7] * len(rows), pa.int32()),
+            "part": pa.array([2] * len(rows), pa.int32()),
             "user_id": pa.array([r[0] for r in rows], pa.int64()),
             "request": pa.array(range(len(rows)), pa.int32()),
             "history_item_id": pa.array([r[1] for r in rows], numbers),
@@ -122,7 +122,7 @@ def test_out_of_memory_halves_and_goes_on_to_the_same_ranking(most_pairs: int, s
 def test_what_was_halved_is_repeated_from_the_record_bit_for_bit() -> None:
     rows, halved = scored(scorer(Cramped(model(), most_pairs=12)))
     roomy = Cramped(model(), most_pairs=10_000)
-    again, halved_again = scored(scorer(roomy, halved={(7, 0): dict(halved)}))
+    again, halved_again = scored(scorer(roomy, halved={(7, 2, 0): dict(halved)}))
     assert roomy.refused == 0
     assert again == rows
     assert halved_again == halved

@@ -64,14 +64,15 @@ def _scorer(values: Sequence[float] = (1, 2, 3, 2, 5), **changes: Any) -> Scorer
 Row = tuple[int, int | None, list[int], list[int], list[tuple[int | None, str]]]
 
 
-def _batch(rows: Sequence[Row]) -> pa.RecordBatch:
-    """Rows are (shard, user, history items, candidates, rejected)."""
+def _batch(rows: Sequence[Row], *, parts: Sequence[int] | None = None) -> pa.RecordBatch:
+    """Rows are (shard, user, history items, candidates, rejected); all are in part 0 unless `parts` says otherwise."""
     seen: dict[tuple[int, int | None], int] = {}
     numbers = [seen.setdefault((r[0], r[1]), i) for i, r in enumerate(rows)]
     entry = pa.list_(pa.struct([("item_id", pa.int64()), ("reason", pa.string())]))
     return pa.RecordBatch.from_pydict(
         {
             "shard": pa.array([r[0] for r in rows], pa.int32()),
+            "part": pa.array(parts or [0] * len(rows), pa.int32()),
             "user_id": pa.array([r[1] for r in rows], pa.int64()),
             "request": pa.array([i - first for i, first in enumerate(numbers)], pa.int32()),
             "history_item_id": pa.array([r[2] for r in rows], pa.list_(pa.int64())),
@@ -189,10 +190,17 @@ def test_windows_hold_whole_users_of_one_shard() -> None:
     assert [w.num_rows for w in windows(iter([batch]), requests=2)] == [3, 1, 1]
 
 
+def test_windows_hold_one_part_of_a_shard_and_are_numbered_in_it() -> None:
+    rows: list[Row] = [(3, user, [], [10], []) for user in range(6)]
+    batch = _batch(rows, parts=[0, 0, 0, 1, 1, 1])
+    found = [row["stats"] for row in _score_with_stats(_scorer(), [batch]) if row["stats"]]
+    assert [(s["part"], s["window"], s["requests"]) for s in found] == [(0, 0, 2), (0, 1, 1), (1, 0, 2), (1, 1, 1)]
+
+
 @pytest.mark.parametrize("length", [0, 1])
 def test_a_window_waits_for_more_when_no_boundary_was_seen(length: int) -> None:
     batch = _batch([(0, 1, [], [], [])] * length)
-    assert window_ends(batch.column("shard"), batch.column("user_id"), requests=1) == []
+    assert window_ends(batch, requests=1) == []
 
 
 def test_micro_batches_share_a_shape_and_stay_within_the_budget() -> None:

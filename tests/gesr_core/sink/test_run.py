@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from dataclasses import replace
 
 import pytest
@@ -67,8 +68,10 @@ def test_versions_and_paths_may_move_but_content_may_not() -> None:
 
 def test_pins_survive_the_ledger() -> None:
     assert Pins.from_json(PINS.to_json()) == PINS
-    without_sizes = {name: value for name, value in PINS.to_json().items() if name != "sizes"}
-    assert Pins.from_json(without_sizes) == replace(PINS, sizes={})
+    cut = replace(PINS, parts={11: 4, 2: 3})
+    assert Pins.from_json(json.loads(json.dumps(cut.to_json()))) == cut
+    older = {name: value for name, value in PINS.to_json().items() if name not in ("sizes", "parts")}
+    assert Pins.from_json(older) == replace(PINS, sizes={})
     assert RUN.opening().job == JOB
 
 

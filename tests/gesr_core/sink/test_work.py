@@ -9,10 +9,10 @@ from gesr_core.sink.work import Work
 FIRST = Work(
     windows=2, requests=30, pairs=800, padded_pairs=1000, events=90, padded_events=100, micro_batches=4,
     bytes_in=5_000_000, bytes_out=1_000_000, decode_s=1.0, compute_s=7.0, encode_s=1.0, load_s=1.0, loads=1,
-    peak_bytes=70_000_000, devices=("cpu",), halved=((3, 0, 1, 2),),
+    peak_bytes=70_000_000, devices=("cpu",), halved=((3, 0, 0, 1, 2),),
 )  # fmt: skip
 SECOND = Work(
-    pairs=200, padded_pairs=250, compute_s=10.0, peak_bytes=90_000_000, devices=("cuda",), halved=((1, 0, 0, 1),)
+    pairs=200, padded_pairs=250, compute_s=10.0, peak_bytes=90_000_000, devices=("cuda",), halved=((1, 4, 0, 0, 1),)
 )
 
 
@@ -26,7 +26,7 @@ def test_shards_add_up_and_the_largest_peak_counts() -> None:
     assert (both.pairs, both.padded_pairs, both.compute_s, both.requests) == (1000, 1250, 17.0, 30)
     assert both.peak_bytes == 90_000_000
     assert both.devices == ("cpu", "cuda")
-    assert both.halved == ((1, 0, 0, 1), (3, 0, 1, 2))
+    assert both.halved == ((1, 4, 0, 0, 1), (3, 0, 0, 1, 2))
     assert Work.together([]) == Work()
 
 

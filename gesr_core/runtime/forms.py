@@ -1,0 +1,110 @@
+"""In which form a model is run: in which precision, and whether compiled. No JVM.
+
+fp32, as it lies in the checkpoint, is the reference; every other form is compared with it on requests of the day
+(trial.py) before it scores any. What must not be rounded stays fp32 in each: ages, numbers as tables have them, and the
+logits' last sums.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Final, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from gesr_core.errors import ConfigurationError
+from gesr_core.model.build import Model
+from gesr_core.model.inputs import History, ItemState, UserFeatures
+
+Precision = Literal["fp32", "bf16"]
+Compiled = Literal["off", "on", "graphs"]
+PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16")
+COMPILED: Final[tuple[Compiled, ...]] = ("off", "on", "graphs")
+
+# The logits [B, N, S], in fp32, of histories, the states of their items, users, and the states of candidates.
+Logits = Callable[[History, ItemState, UserFeatures, ItemState], Tensor]
+
+
+@dataclass(frozen=True)
+class Form:
+    """`bf16`: matrix products of bfloat16 numbers, summed in fp32. `compiled`: by torch.compile, once per worker for
+    all shapes; `graphs`: and replayed from CUDA graphs.
+    """
+
+    precision: Precision = "fp32"
+    compiled: Compiled = "off"
+
+    def __str__(self) -> str:
+        return self.precision if self.compiled == "off" else f"{self.precision}, compiled ({self.compiled})"
+
+
+EXACT: Final = Form()
+
+
+def forms_of(precision: Precision | Literal["auto"], compiled: Compiled | Literal["auto"]) -> list[Form]:
+    """Return the forms that a configuration allows, the exact one first where it does."""
+    precisions = PRECISIONS if precision == "auto" else (precision,)
+    kinds = COMPILED if compiled == "auto" else (compiled,)
+    return [Form(one, kind) for kind in kinds for one in precisions]
+
+
+def lowered(model: nn.Module, precision: Precision) -> nn.Module:
+    """Return the model with the weights of its linear layers stored in `precision`; the given one stays as it is."""
+    if precision == "fp32":
+        return model
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
+    return model
+
+
+def lowered_items(items: ItemState, precision: Precision) -> ItemState:
+    """Return item states whose vectors and tokens are stored in `precision`: they are gathered for every pair."""
+    if precision == "fp32":
+        return items
+    return replace(items, vector_RD=items.vector_RD.bfloat16(), token_RD=items.token_RD.bfloat16())
+
+
+def computing(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which a model computes in `precision`."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def logits_of(model: nn.Module, form: Form, *, device: torch.device) -> Logits:
+    """Return the function that scores with a model (as `lowered` gave it) in a form.
+
+    Compiling happens at the first call.
+
+    Raises:
+        ConfigurationError: CUDA graphs are asked for, and the device is none of CUDA's.
+    """
+    if form.compiled == "graphs" and device.type != "cuda":
+        raise ConfigurationError(f"scoring.compile is graphs, which only a GPU has, but the device is {device}")
+    composed = cast(Model, model)
+
+    def logits(history: History, history_items: ItemState, user: UserFeatures, candidates: ItemState) -> Tensor:
+        with computing(form.precision, device):
+            return composed.score(composed.encode_user(history, history_items, user), candidates).float()
+
+    if form.compiled == "off":
+        return logits
+    # One set of kernels for all shapes: compiling takes most of a minute, and shapes are many.
+    compiled: Logits = torch.compile(
+        logits, dynamic=True, mode="reduce-overhead" if form.compiled == "graphs" else None
+    )
+    if form.compiled == "on":
+        return compiled
+
+    def replayed(history: History, history_items: ItemState, user: UserFeatures, candidates: ItemState) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        # A graph's result is overwritten by its next run.
+        return compiled(history, history_items, user, candidates).clone()
+
+    return replayed
