@@ -1,8 +1,8 @@
 """In which form a model is run: in which precision, and whether compiled. No JVM.
 
 fp32, as it lies in the checkpoint, is the reference; every other form is compared with it on requests of the day
-(trial.py) before it scores any. What must not be rounded stays fp32 in each: ages, numbers as tables have them, and the
-logits' last sums.
+(trial.py) before it scores any. What must not be rounded stays fp32 in each: ages, numbers as tables have them, the
+primary logit, and the sum of logits.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gesr_core.errors import ConfigurationError
 from gesr_core.model.build import Model
 from gesr_core.model.inputs import History, ItemState, UserFeatures
+from gesr_core.model.towers import TaskDot
 
 Precision = Literal["fp32", "bf16"]
 Compiled = Literal["off", "on", "graphs"]
@@ -53,21 +54,23 @@ def forms_of(precision: Precision | Literal["auto"], compiled: Compiled | Litera
 
 
 def lowered(model: nn.Module, precision: Precision) -> nn.Module:
-    """Return the model with the weights of its linear layers stored in `precision`; the given one stays as it is."""
+    """Return the model with the weights of its linear layers stored in `precision`; the given one stays as it is.
+
+    Those of the primary logit stay exact.
+    """
     if precision == "fp32":
         return model
     model = copy.deepcopy(model)
+    exact = {part for dot in model.modules() if isinstance(dot, TaskDot) for part in dot.modules()}
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and module not in exact:
             module.to(torch.bfloat16)
     return model
 
 
 def lowered_items(items: ItemState, precision: Precision) -> ItemState:
-    """Return item states whose vectors and tokens are stored in `precision`: they are gathered for every pair."""
-    if precision == "fp32":
-        return items
-    return replace(items, vector_RD=items.vector_RD.bfloat16(), token_RD=items.token_RD.bfloat16())
+    """Return item states whose tokens are stored in `precision`; the vectors are the primary logit's, and stay."""
+    return items if precision == "fp32" else replace(items, token_RD=items.token_RD.bfloat16())
 
 
 def computing(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
