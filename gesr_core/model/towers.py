@@ -203,8 +203,8 @@ class TaskDot(nn.Module):
     """The primary logit: per task, a user's task vector times the item vector, and a bias.
 
     The task vector is a projection of the user vector, and of the mean of the item vectors of the user's history: an
-    item like those of the history scores high from the first step on. Under autocast it stays as precise as the weights:
-    rounded to 8 bits, a logit of 4 is known to 0.008, which is further than candidates lie apart.
+    item like those of the history scores high from the first step on. Under autocast it stays as precise as its
+    weights: rounded to 8 bits, a logit of 4 is known to 0.008, which is further than candidates lie apart.
     """
 
     def __init__(self, *, width: int, task_logits: Sequence[float]) -> None:
