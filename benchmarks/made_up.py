@@ -7,26 +7,32 @@ matching (three of them narrowed to a window), two user categories.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from gesr_core.config import load_config
+from gesr_core.config import Config, load_config
 from gesr_core.model.build import Model, build_model
-from gesr_core.model.inputs import ItemState
+from gesr_core.model.inputs import ItemFeatures, ItemState
 from gesr_core.names import Col, user_feature
 from gesr_core.ops.matching import MatchPair
 from gesr_core.runtime.device import CPU_BATCH_BYTES, CPU_BATCH_PAIRS
 from gesr_core.runtime.item_index import ItemIndex
+from gesr_core.runtime.item_states import Catalogue, export_item_states, load_item_states
 from gesr_core.runtime.plan import ScorerSettings
+from gesr_core.runtime.worker import ScoreShards
+from gesr_core.training.checkpoint import load_checkpoint, save_checkpoint
 from gesr_core.training.features import FeatureSpace, Normaliser, Vocabulary
 
 REQUEST_TIME_S: Final = 1_000_000_000
+DS: Final = "2001-09-09"
+ID_START, ID_STEP = 3, 7
 _STATISTICS: Final = tuple(f"statistic_{number}" for number in range(8))
 _DAY_S: Final = 86_400
-_SUBCLASSES, _AGES, _PLACES = 2_000, 10, 8
+_SUBCLASSES, AGES, PLACES = 2_000, 10, 8
 WHOLE_GESR: Final = ("models.gesr.cross_width=32",)
 
 
@@ -34,11 +40,14 @@ WHOLE_GESR: Final = ("models.gesr.cross_width=32",)
 class World:
     """A catalogue of items with the states that a model gives them; `counted_bytes` as a worker keeps them."""
 
+    name: str
+    config: Config
     features: FeatureSpace
     model: torch.nn.Module
     items: ItemState
     index: ItemIndex
     item_ids: np.ndarray
+    encoded: ItemFeatures
     counted_bytes: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
@@ -49,12 +58,12 @@ def make_world(
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     config = load_config("local", overrides=list(overrides))
-    ids = np.sort(rng.choice(50 * items, items, replace=False)).astype(np.int64)
+    ids = item_ids(np.arange(items))
     features = FeatureSpace(
         item_ids=tuple(ids[:: max(1, items // 14_000)].tolist()),
         item_categories=(Vocabulary("subclass", _numbers(_SUBCLASSES)),),
         item_numerics=tuple(Normaliser(name, "log1p", 2.0, 1.0) for name in _STATISTICS),
-        user_categories=(Vocabulary("age", _numbers(_AGES)), Vocabulary("place", _numbers(_PLACES))),
+        user_categories=(Vocabulary("age", _numbers(AGES)), Vocabulary("place", _numbers(PLACES))),
         user_numerics=(),
         actions=("buy",),
         match_fields=("item_id", "subclass"),
@@ -75,11 +84,47 @@ def make_world(
     for parameter in model.parameters():
         # Zeros, with which heads start, would be scored as fast; but every pair would have the same score.
         torch.nn.init.normal_(parameter, std=0.1)
+    encoded = features.encode_items(pa.table(columns))
     with torch.inference_mode():
-        states = cast(Model, model).encode_items(features.encode_items(pa.table(columns)))
+        states = cast(Model, model).encode_items(encoded)
     # As an export is read.
     on_device = states.map(lambda tensor: tensor.contiguous().to(device))
-    return World(features, model.to(device), on_device, ItemIndex.build(torch.from_numpy(ids)).to(device), ids)
+    index = ItemIndex.build(torch.from_numpy(ids)).to(device)
+    return World(model_name, config, features, model.to(device), on_device, index, ids, encoded)
+
+
+def item_ids(numbers: np.ndarray) -> np.ndarray:
+    """Return the ids of items by their numbers: ascending, with gaps."""
+    return ID_START + ID_STEP * numbers.astype(np.int64)
+
+
+def write_world(world: World, folder: Path, *, settings: ScorerSettings) -> ScoreShards:
+    """Save a world of a CPU as checkpoint and item states, as executors read them, and return the task that scores."""
+    path = save_checkpoint(
+        folder / "checkpoints",
+        model_name=world.name,
+        model_config=world.config.models[world.name],
+        weights=world.model.state_dict(),
+        features=world.features,
+        facts={},
+    )
+    checkpoint = load_checkpoint(path)
+    exported = export_item_states(
+        folder / "item_states",
+        checkpoint_id=checkpoint.checkpoint_id,
+        ds=DS,
+        catalogue=Catalogue(world.index.key_R, None, world.encoded),
+        encode=cast(Model, world.model).encode_items,
+    )
+    return ScoreShards(
+        checkpoint=str(path),
+        checkpoint_id=checkpoint.checkpoint_id,
+        item_states=str(exported.path),
+        items_version=load_item_states(exported.path, verify=False).items_version,
+        settings=settings,
+        device="cpu",
+        threads=1,
+    )
 
 
 def make_requests(world: World, *, lengths: np.ndarray, counts: np.ndarray, seed: int = 0) -> pa.RecordBatch:
@@ -110,8 +155,8 @@ def make_requests(world: World, *, lengths: np.ndarray, counts: np.ndarray, seed
             Col.CANDIDATE_ITEM_ID: _lists(candidates, start_P),
             Col.REJECTED: rejected,
             Col.CANDIDATES_IN: pa.array(counts.astype(np.int64)),
-            user_feature("age"): pa.array(rng.integers(0, _AGES, users)).cast(pa.string()),
-            user_feature("place"): pa.array(rng.integers(0, _PLACES, users)).cast(pa.string()),
+            user_feature("age"): pa.array(rng.integers(0, AGES, users)).cast(pa.string()),
+            user_feature("place"): pa.array(rng.integers(0, PLACES, users)).cast(pa.string()),
         }
     )
 

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from benchmarks.environments import environment
 from benchmarks.quality.folders import ROOT, code_hash, key_of
 from benchmarks.quality.measures import ALL, measure
 from benchmarks.quality.prepared import REQUEST_ID, Prepared, TestSet, open_prepared
@@ -47,32 +47,6 @@ CHOICES: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
     "ease": tuple({**_EASE, "regularization": value} for value in (50.0, 250.0, 1000.0)),
     "sasrec": tuple({**_SASREC, "epochs": value} for value in (2, 4)),
 }
-
-
-def environment() -> Path:
-    """Return the Python of the rivals' environment; one whose requirements changed is built again.
-
-    Raises:
-        GesrError: pip could not build it.
-    """
-    folder = ROOT / f"rectools-{sha256_of(_REQUIREMENTS)[:12]}"
-    python = folder / "bin/python"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Cells run side by side, and on a new machine two of them find none.
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "complete").is_file():
-            _build(folder)
-    return python
-
-
-def _build(folder: Path) -> None:
-    log.info("building the environment of the rivals from %s", _REQUIREMENTS.name)
-    venv.create(folder, with_pip=True, clear=True)
-    command = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "-r", str(_REQUIREMENTS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise GesrError(f"cannot install {_REQUIREMENTS.name}: {(done.stderr.strip().splitlines() or [''])[-1]}")
-    (folder / "complete").touch()
 
 
 def score_external(
@@ -131,7 +105,7 @@ def _scored(prepared: Prepared, test: TestSet, choice: Mapping[str, Any], *, see
         pq.write_table(pa.table(pairs), paths["pairs"])
         settings = Path(scratch) / "settings.json"
         settings.write_text(json.dumps({**choice, **paths, "seed": seed}))
-        _run([str(environment()), str(_SCRIPT), str(settings)])
+        _run([str(environment(_REQUIREMENTS, name="rectools")), str(_SCRIPT), str(settings)])
         value_P = pq.read_table(paths["out"])["value"].to_numpy()
     lowest = np.nanmin(value_P) if np.isfinite(value_P).any() else 0.0
     return np.nan_to_num(value_P, nan=lowest - 1.0)

@@ -1,0 +1,175 @@
+"""`python -m benchmarks.models`: what a pair costs with each model, in Spark's stage on one core.
+
+Same width, history and requests; random weights. Progress to stderr, one JSON line to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from pyspark.sql import SparkSession
+
+from benchmarks.counted import gemm_peak, request_flops
+from benchmarks.line import RESULTS, emit, goal, goal_in_words, machine, versions
+from benchmarks.made_up import WHOLE_GESR, World, make_world, settings_for, write_world
+from benchmarks.ways import BATCH_PAIRS_TRIED, best_size, one_core, ways_of, write_input
+from gesr_core.config import PROJECT_ROOT
+
+log = logging.getLogger("benchmarks.models")
+
+_MODELS: Final[Mapping[str, tuple[str, ...]]] = {
+    "two_tower": ("models.two_tower.width=64",),
+    "tarq": (),
+    "gesr": WHOLE_GESR,
+}
+_CANDIDATES: Final = (100, 1_000, 10_000)
+_TARQ_OF_GESR, _OVER_COUNTED = 0.35, 1.33
+Row = dict[str, Any]
+_CPU: Final = torch.device("cpu")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure every model at every number of candidates, and report."""
+    args = _parse(argv)
+    torch.set_num_threads(1)
+    worlds = {
+        name: make_world(name, *overrides, max_history=args.history, device=_CPU) for name, overrides in _MODELS.items()
+    }
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder, one_core("models", Path(folder)) as spark:
+        for candidates in args.candidates:
+            rows += _rows(spark, worlds, Path(folder) / str(candidates), candidates, args)
+            for row in rows[-len(worlds) :]:
+                log.info(_in_words(row))
+    cost = {(row["model"], row["candidates"]): row["us_per_pair"] for row in rows}
+    ratios = [
+        {"candidates": n, **{f"{a}_over_{b}": cost[a, n] / cost[b, n] for a, b in _COMPARED}} for n in args.candidates
+    ]
+    for found in ratios:
+        log.info(
+            ", ".join(f"{name} {value:,.2f}" if value < 100 else f"{name} {value:,}" for name, value in found.items())
+        )
+    even = break_even(args.history)
+    log.info("the codes of tarq cost less than its teacher's attention from %d candidates on, by count", even)
+    most = max(args.candidates)
+    goals = [
+        goal(
+            f"tarq over gesr at {most:,} candidates", goal=_TARQ_OF_GESR, better="lower",
+            value=cost["tarq", most] / cost["gesr", most],
+        ),
+        goal(
+            "gesr over its counted time, worst", goal=_OVER_COUNTED, better="lower",
+            value=max(row["over_counted"] for row in rows if row["model"] == "gesr"),
+        ),
+    ]  # fmt: skip
+    for one in goals:
+        print(goal_in_words(one), file=sys.stderr)
+    line = {
+        "benchmark": "models",
+        "machine": machine(),
+        "versions": versions(("torch", "numpy", "pyarrow", "pyspark")),
+        "settings": {
+            "models": {name: list(overrides) for name, overrides in _MODELS.items()}, "history": args.history,
+            "threads": 1, "master": "local[1]", "precision": "fp32", "repeats": args.repeats, "seconds": args.seconds,
+            "batch_pairs_tried": list(BATCH_PAIRS_TRIED),
+        },
+        "rows": rows,
+        "ratios": ratios,
+        "break_even_candidates": even,
+        # One implementation, no rival: what it is exact against stands in the tests.
+        "max_score_difference": None,
+        "goals": goals,
+    }  # fmt: skip
+    emit(line, device="cpu", save=args.save)
+
+
+_COMPARED: Final = (("tarq", "two_tower"), ("gesr", "two_tower"), ("tarq", "gesr"))
+
+
+def break_even(history_length: int) -> int:
+    """Return from how many candidates a request on tarq's codes take fewer operations than its teacher's attention.
+
+    The codes attend once per request, whatever the candidates; each of the teacher's candidates attends by itself.
+    """
+    student, teacher = (
+        make_world("tarq", f"models.tarq.serves={served}", max_history=history_length, items=1_000, device=_CPU)
+        for served in ("student", "teacher")
+    )
+
+    def cheaper(candidates: int) -> bool:
+        of_student, of_teacher = (
+            request_flops(world, history_length=history_length, candidates=candidates) for world in (student, teacher)
+        )
+        return of_student < of_teacher
+
+    return next((n for n in range(1, 10_000) if cheaper(n)), 10_000)
+
+
+def _rows(
+    spark: SparkSession, worlds: Mapping[str, World], folder: Path, candidates: int, args: argparse.Namespace
+) -> list[Row]:
+    """Measure the models by turns."""
+    peak = gemm_peak(torch.float32, device=_CPU)
+    ways, inputs, best = {}, {}, {}
+    for name, world in worlds.items():
+        flops = request_flops(world, history_length=args.history, candidates=candidates)
+        # Far below its products' time a model is bound by what Arrow and Spark take.
+        most = int(np.clip(args.seconds * peak / flops, 2, 2_000_000 // candidates))
+        inputs[name] = write_input(
+            world, folder / name, history_length=args.history, candidates=candidates, requests=most
+        )
+        task = write_world(world, folder / name, settings=settings_for(world, candidates=candidates))
+        with ways_of(spark, task, inputs[name], rivals=()) as found:
+            ways[name] = found["stage"]
+        best[name] = best_size(ways[name], inputs[name], seconds=args.seconds)
+    seconds: dict[str, list[float]] = {name: [] for name in worlds}
+    for _ in range(args.repeats):
+        for name, way in ways.items():
+            size, requests = best[name]
+            seconds[name].append(way.run(requests, size))
+    peak = max(peak, gemm_peak(torch.float32, device=_CPU))
+    rows = []
+    for name, taken in seconds.items():
+        size, requests = best[name]
+        flops = request_flops(worlds[name], history_length=args.history, candidates=candidates)
+        median_s = statistics.median(taken)
+        rows.append(
+            {
+                "model": name, "candidates": candidates, "batch_pairs": size, "requests": requests,
+                "seconds": [round(s, 4) for s in taken], "us_per_pair": 1e6 * median_s / (requests * candidates),
+                "pairs_per_s": requests * candidates / median_s, "flops_per_pair": flops / candidates,
+                "over_counted": median_s * peak / (requests * flops), "gemm_peak_flops_per_s": peak,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _in_words(row: Row) -> str:
+    return (
+        f"{row['model']}, {row['candidates']:,} candidates: {row['us_per_pair']:.3f} us a pair, "
+        f"{row['pairs_per_s']:,.0f} pairs/s, {row['over_counted']:.2f} of counted, batches of {row['batch_pairs']}"
+    )
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks.models", description=__doc__)
+    parser.add_argument("--history", type=int, default=200, help="events of a history (default: 200)")
+    parser.add_argument("--candidates", type=int, nargs="+", default=_CANDIDATES, help="candidates of a request")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each; medians count (default: 5)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="about how long a run takes (default: 4)")
+    parser.add_argument("--save", action="store_true", help=f"keep the line in {RESULTS.relative_to(PROJECT_ROOT)}")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    main(sys.argv[1:])

@@ -1,0 +1,181 @@
+"""`python -m benchmarks.scaling`: score_daily as a whole, from a million pairs to thirty: time = fixed + slope x pairs.
+
+Made-up users with 64 events and 500 candidates, whole gesr with random weights, all cores of this machine. Progress to
+stderr, one JSON line to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from pyspark.sql import Column, SparkSession, functions as F
+
+from benchmarks.line import RESULTS, emit, goal, goal_in_words, machine, versions
+from benchmarks.made_up import AGES, DS, ID_START, ID_STEP, PLACES, WHOLE_GESR, make_world, settings_for, write_world
+from gesr_core.config import PROJECT_ROOT, Config, load_config
+from gesr_core.dates import request_time
+from gesr_core.io.session import open_session
+from gesr_core.names import Col, Role
+from gesr_core.schema import written_columns
+from gesr_core.sink.ledger import read_ledger
+from gesr_core.sink.tables import append, create_table
+from gesr_core.sink.work import Work
+from jobs import score_daily, update_histories
+
+log = logging.getLogger("benchmarks.scaling")
+
+_PAIRS: Final = (1_000_000, 3_000_000, 10_000_000, 30_000_000)
+_EVENTS, _CANDIDATES, _ITEMS = 64, 500, 100_000
+_FLAT: Final = 1.1
+_DAY_S: Final = 86_400
+
+
+def main(argv: Sequence[str]) -> None:
+    """Score days of every size, and report."""
+    args = _parse(argv)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder, _session(Path(folder)) as spark:
+        world = make_world("gesr", *WHOLE_GESR, max_history=_EVENTS, items=_ITEMS, device=torch.device("cpu"))
+        write_world(world, Path(folder), settings=settings_for(world, candidates=_CANDIDATES))
+        for pairs in sorted(args.pairs):
+            rows.append(_measure(spark, Path(folder), pairs=pairs, repeats=args.repeats))
+            log.info(
+                "%s pairs: %.1f s, %.0f pairs/s, at most %d MB a worker", f"{pairs:,}", rows[-1]["median_s"],
+                pairs / rows[-1]["median_s"], rows[-1]["peak_bytes"] / 1e6,
+            )  # fmt: skip
+    pairs_R, median_R = np.array([r["pairs"] for r in rows]), np.array([r["median_s"] for r in rows])
+    slope_s, fixed_s = np.polyfit(pairs_R, median_R, 1)
+    slopes = [
+        (late["median_s"] - early["median_s"]) / (late["pairs"] - early["pairs"]) for early, late in pairwise(rows)
+    ]
+    log.info("fixed %.1f s, slope %.3f us a pair", fixed_s, 1e6 * slope_s)
+    goals = [
+        goal(
+            "steepest slope between two sizes over the slope of all", goal=_FLAT, better="lower",
+            value=max((slope / slope_s for slope in slopes), default=None),
+        ),
+        goal(
+            "a worker's peak memory at the largest size over that at the smallest", goal=_FLAT, better="lower",
+            value=rows[-1]["peak_bytes"] / rows[0]["peak_bytes"],
+        ),
+    ]  # fmt: skip
+    for found in goals:
+        print(goal_in_words(found), file=sys.stderr)
+    line = {
+        "benchmark": "scaling",
+        "machine": machine(),
+        "versions": versions(("torch", "numpy", "pyarrow", "pyspark", "delta-spark")),
+        "settings": {
+            "model": "gesr", "overrides": list(WHOLE_GESR), "events": _EVENTS, "candidates": _CANDIDATES,
+            "items": _ITEMS, "master": "local[*]", "threads": 1, "precision": "fp32", "repeats": args.repeats,
+        },
+        "rows": rows,
+        "fixed_s": fixed_s,
+        "us_per_pair": 1e6 * slope_s,
+        "us_per_pair_between_sizes": [1e6 * slope for slope in slopes],
+        # One implementation, no rival.
+        "max_score_difference": None,
+        "goals": goals,
+    }  # fmt: skip
+    emit(line, device="cpu", save=args.save)
+
+
+def _measure(spark: SparkSession, folder: Path, *, pairs: int, repeats: int) -> dict[str, Any]:
+    """Score a day of so many pairs, each time to another target."""
+    root = folder / f"tables-{pairs}"
+    storage = ", ".join(f"{name}: {folder}/{name}" for name in ("checkpoints", "item_states", "training_sets"))
+    overrides = [f"tables.root={root}", f"storage={{{storage}}}", f"scoring.history_buckets=[8, 16, 32, {_EVENTS}]"]
+    config = load_config("local", overrides=overrides)
+    _write_tables(spark, config, users=pairs // _CANDIDATES)
+    options = ["--ds", DS, *(word for override in overrides for word in ("--set", override))]
+    update_histories.main(options)
+    seconds, works = [], []
+    for repeat in range(repeats):
+        target = f"scores_{repeat}"
+        started_s = time.perf_counter()
+        score_daily.main([*options, "--target", target])
+        seconds.append(time.perf_counter() - started_s)
+        ledger = read_ledger(spark, config.table(Role.LEDGER), job="score_daily", ds=DS, target=target)
+        [published] = [row for row in ledger if row.kind == "run_published"]
+        works.append(Work.from_json(published.details["work"]))
+    if {work.pairs for work in works} != {pairs // _CANDIDATES * _CANDIDATES}:
+        raise AssertionError(f"scored {works[0].pairs} pairs")
+    shutil.rmtree(root)
+    return {
+        "pairs": pairs, "seconds": [round(s, 2) for s in seconds], "median_s": statistics.median(seconds),
+        "peak_bytes": max(work.peak_bytes for work in works),
+        "work": works[seconds.index(statistics.median_low(seconds))].to_json(),
+    }  # fmt: skip
+
+
+def _write_tables(spark: SparkSession, config: Config, *, users: int) -> None:
+    now_s = round(request_time(DS).timestamp())
+    user, event = F.col("id"), F.col("event")
+
+    def item(number: Column) -> Column:
+        return F.lit(ID_START) + F.lit(ID_STEP) * F.pmod(number, F.lit(_ITEMS))
+
+    # Within 120 days, all before the request time.
+    time_s = F.lit(now_s - 1) - F.pmod(F.xxhash64(user, event), F.lit(120 * _DAY_S))
+    happened = F.timestamp_seconds(time_s)
+    events = {
+        Col.USER_ID: user, Col.ITEM_ID: item(F.xxhash64(user, event, F.lit(1))), Col.EVENT_TS: happened,
+        Col.ACTION: F.lit("buy"), Col.VALUE: F.pmod(time_s, F.lit(97)).cast("double"),
+        Col.DS: F.date_format(happened, "yyyy-MM-dd"),
+    }  # fmt: skip
+    each = spark.range(users).withColumn("event", F.explode(F.sequence(F.lit(1), F.lit(_EVENTS))))
+    _append(spark, config, Role.EVENTS, each, events)
+    places = F.sequence(F.lit(0), F.lit(_CANDIDATES - 1))
+    # A step that has no divisor in common with the number of items, so that no item comes twice.
+    retrieved = F.transform(
+        places,
+        lambda place: F.struct(
+            item(F.xxhash64(user) % _ITEMS + 7_919 * place).alias(Col.ITEM_ID),
+            F.lit("made_up").alias(Col.SOURCE),
+            (-place).cast("double").alias(Col.RETRIEVAL_SCORE),
+        ),
+    )
+    of_ds = {Col.DS: F.lit(DS), Col.USER_ID: user, Col.CANDIDATES: retrieved}
+    _append(spark, config, Role.CANDIDATES, spark.range(users), of_ds)
+    of_user = {"age": F.pmod(F.xxhash64(user), F.lit(AGES)), "place": F.pmod(F.xxhash64(user, user), F.lit(PLACES))}
+    about = spark.range(users).select(user.alias(Col.USER_ID), *(c.cast("string").alias(n) for n, c in of_user.items()))
+    about.write.format("delta").save(config.table(Role.USERS).location)
+
+
+def _append(spark: SparkSession, config: Config, role: Role, df: Any, columns: dict[str, Column]) -> None:
+    create_table(spark, config.table(role), written_columns(role))
+    append(df.select(*(column.alias(name) for name, column in columns.items())), config.table(role))
+
+
+@contextmanager
+def _session(folder: Path) -> Iterator[SparkSession]:
+    own = {"spark.driver.memory": "6g", "spark.sql.warehouse.dir": str(folder / "warehouse")}
+    with open_session("scaling", spark_keys={**load_config("local").spark, **own}) as spark:
+        spark.sparkContext.setLogLevel("ERROR")
+        yield spark
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks.scaling", description=__doc__)
+    parser.add_argument("--pairs", type=int, nargs="+", default=_PAIRS, help="sizes of a day")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each; medians count (default: 5)")
+    parser.add_argument("--save", action="store_true", help=f"keep the line in {RESULTS.relative_to(PROJECT_ROOT)}")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    main(sys.argv[1:])

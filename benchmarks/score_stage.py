@@ -1,0 +1,218 @@
+"""`python -m benchmarks.score_stage`: the scoring stage in Spark, on one core, beside what people write instead of it.
+
+The same model, weights and requests for all; each rival with the batch size that suits it best, and no more work than
+the stage has: reading the request rows, scoring, and handing the results to a sink that drops them.
+  (a) pairs      one row per pair, history and all, through predict_batch_udf
+  (b) udf        an iterator pandas UDF over request rows
+  (c) pandas     mapInPandas over request rows
+  (d) ray        Ray Data's map_batches over the same rows, in an environment of its own
+Progress to stderr, one JSON line to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from pyspark.sql import SparkSession
+
+from benchmarks.counted import gemm_peak, request_flops
+from benchmarks.line import RESULTS, emit, goal, goal_in_words, machine, versions
+from benchmarks.made_up import WHOLE_GESR, World, make_world, settings_for, write_world
+from benchmarks.plain import COLUMNS, USER_INDICES, BestOfFrames, pair_predictor
+from benchmarks.ways import (
+    BATCH_PAIRS_TRIED,
+    PAIRS_TRIED,
+    REQUESTS_TRIED,
+    RIVALS,
+    Input,
+    best_size,
+    one_core,
+    ways_of,
+    write_input,
+)
+from gesr_core.config import PROJECT_ROOT
+from gesr_core.names import Col
+from gesr_core.runtime.worker import ScoreShards, task_scorer
+
+log = logging.getLogger("benchmarks.score_stage")
+
+_HISTORIES: Final = (64, 200, 256)
+_CANDIDATES: Final = (1, 16, 256, 500, 1_000)
+# Below this ratio of counted operations a history per pair costs little, and the goal is another.
+_COUNTED_FROM: Final = 2.0
+Row = dict[str, Any]
+_CPU: Final = torch.device("cpu")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure every size, and report."""
+    args = _parse(argv)
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, one_core("score_stage", Path(folder)) as spark:
+        for history_length in args.histories:
+            world = make_world("gesr", *WHOLE_GESR, max_history=history_length, device=_CPU)
+            for candidates in args.candidates:
+                place = Path(folder) / f"{history_length}-{candidates}"
+                rows.append(_row(spark, world, place, history_length, candidates, args))
+                log.info(_in_words(rows[-1]))
+    goals = _goals(rows)
+    for found in goals:
+        print(goal_in_words(found), file=sys.stderr)
+    line = {
+        "benchmark": "score_stage",
+        "machine": machine(),
+        "versions": versions(("torch", "numpy", "pyarrow", "pandas", "pyspark")),
+        "settings": {
+            "model": "gesr", "overrides": list(WHOLE_GESR), "threads": 1, "master": "local[1]", "precision": "fp32",
+            "repeats": args.repeats, "seconds": args.seconds, "rivals": list(args.rivals),
+            "pairs_tried": list(PAIRS_TRIED), "requests_tried": list(REQUESTS_TRIED),
+            "batch_pairs_tried": list(BATCH_PAIRS_TRIED),
+        },
+        "rows": rows,
+        "max_score_difference": max((row["max_score_difference"] for row in rows), default=None),
+        "goals": goals,
+    }  # fmt: skip
+    emit(line, device="cpu", save=args.save)
+
+
+def _row(
+    spark: SparkSession, world: World, folder: Path, history_length: int, candidates: int, args: argparse.Namespace
+) -> Row:
+    """Measure all ways of scoring requests of one size, by turns."""
+    flops = request_flops(world, history_length=history_length, candidates=candidates)
+    pair_flops = request_flops(world, history_length=history_length, candidates=1)
+    peak = gemm_peak(torch.float32, device=_CPU)
+    # What the scorer does at best: nobody needs more for runs of the time asked for.
+    most = int(np.clip(args.seconds * peak / flops, 2, 40_000))
+    given = write_input(world, folder, history_length=history_length, candidates=candidates, requests=most)
+    task = write_world(world, folder, settings=settings_for(world, candidates=candidates))
+    with ways_of(spark, task, given, rivals=args.rivals) as ways:
+        difference = _difference(task, given)
+        best = {name: best_size(way, given, seconds=args.seconds) for name, way in ways.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(args.repeats):
+            for name, way in ways.items():
+                size, requests = best[name]
+                seconds[name].append(way.run(requests, size))
+    peak = max(peak, gemm_peak(torch.float32, device=_CPU))
+    result: Row = {
+        "history": history_length, "candidates": candidates, "flops_per_pair": flops / candidates,
+        "counted_ratio": pair_flops * candidates / flops, "gemm_peak_flops_per_s": peak,
+        "max_score_difference": difference, "ways": {},
+    }  # fmt: skip
+    for name, taken in seconds.items():
+        size, requests = best[name]
+        pairs_per_s = requests * candidates / statistics.median(taken)
+        of_pair = pair_flops if name == "pairs" else flops / candidates
+        result["ways"][name] = {
+            "batch": size, "requests": requests, "seconds": [round(s, 4) for s in taken], "pairs_per_s": pairs_per_s,
+            "share_of_peak": pairs_per_s * of_pair / peak,
+        }  # fmt: skip
+    return result
+
+
+def _difference(task: ScoreShards, given: Input) -> float:
+    """Return the largest difference of a score between our stage and the rivals' code, on some requests."""
+    table = pq.read_table(given.path, filters=[(Col.USER_ID, "<", 4)])
+    [batch] = table.drop_columns([USER_INDICES]).combine_chunks().to_batches()
+    ours = {
+        (row[Col.USER_ID], pair[Col.ITEM_ID]): pair[Col.SCORE]
+        for scored in task_scorer(task).score(iter([batch]))
+        for row in scored.select([Col.USER_ID, Col.RANKED]).to_pylist()
+        for pair in row[Col.RANKED]
+    }
+    frame = table.select(list(COLUMNS)).to_pandas()
+    best = BestOfFrames(task, 2).of(frame)
+    lists = zip(best[Col.USER_ID].tolist(), best[Col.ITEM_ID].tolist(), best[Col.SCORE].tolist(), strict=True)
+    theirs = {(user, item): score for user, items, found in lists for item, score in zip(items, found, strict=True)}
+    weights = np.array(task.settings.score_weights, dtype=np.float32)
+    exploded = frame.explode(COLUMNS[-1]).head(64)
+    columns = [np.stack(exploded[name].to_list()) for name in COLUMNS[1:-1]]
+    scores = pair_predictor(task)()(*columns, exploded[COLUMNS[-1]].to_numpy(dtype=np.int64)) @ weights
+    of_pairs = dict(zip(zip(exploded[Col.USER_ID], exploded[COLUMNS[-1]], strict=True), scores, strict=True))
+    both = [abs(ours[key] - found[key]) for found in (theirs, of_pairs) for key in ours.keys() & found.keys()]
+    return float(max(both))
+
+
+def _goals(rows: Sequence[Row]) -> list[Row]:
+    """Return the goals, each for its worst size."""
+
+    def worst(over: str, chosen: Callable[[Row], bool] = _any, scale: Callable[[Row], float] = _once) -> float | None:
+        ratios = [
+            row["ways"]["stage"]["pairs_per_s"] / row["ways"][over]["pairs_per_s"] / scale(row)
+            for row in rows
+            if over in row["ways"] and chosen(row)
+        ]
+        return min(ratios, default=None)
+
+    found = [
+        goal(
+            f"speed over pairs as a share of the ratio of counted operations, where that is above {_COUNTED_FROM:g}",
+            goal=0.9, better="higher",
+            value=worst("pairs", lambda row: row["counted_ratio"] > _COUNTED_FROM, lambda row: row["counted_ratio"]),
+        ),
+        goal(
+            "speed over pairs at one candidate", goal=0.95, better="higher",
+            value=worst("pairs", lambda row: row["candidates"] == 1),
+        ),
+    ]  # fmt: skip
+    for rival in ("udf", "pandas"):
+        at_16 = worst(rival, lambda row: row["candidates"] == 16)
+        found.append(goal(f"speed over {rival} at 16 candidates", goal=1.5, value=at_16, better="higher"))
+        found.append(goal(f"speed over {rival}", goal=1.0, value=worst(rival), better="higher"))
+    found.append(goal("speed over ray", goal=1.0, value=worst("ray"), better="higher"))
+    over_loop = worst("loop")
+    found.append(
+        goal(
+            "time of the stage over that of the scorer without Spark", goal=1.1, better="lower",
+            value=None if over_loop is None else 1 / over_loop,
+        )
+    )  # fmt: skip
+    return found
+
+
+def _any(row: Row) -> bool:
+    return True
+
+
+def _once(row: Row) -> float:
+    return 1.0
+
+
+def _in_words(row: Row) -> str:
+    ways = ", ".join(
+        f"{name} {way['pairs_per_s']:,.0f} pairs/s ({way['share_of_peak']:.0%} of peak, batches of {way['batch']})"
+        for name, way in row["ways"].items()
+    )
+    return f"history {row['history']}, candidates {row['candidates']}, counted ratio {row['counted_ratio']:.1f}: {ways}"
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    description, _, details = str(__doc__).partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.score_stage", description=description, epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--histories", type=int, nargs="+", default=_HISTORIES, help="events of a history")
+    parser.add_argument("--candidates", type=int, nargs="+", default=_CANDIDATES, help="candidates of a request")
+    parser.add_argument("--rivals", nargs="*", default=RIVALS, choices=RIVALS, help="whom to measure beside us")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each; medians count (default: 5)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="about how long a run takes (default: 3)")
+    parser.add_argument("--save", action="store_true", help=f"keep the line in {RESULTS.relative_to(PROJECT_ROOT)}")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    main(sys.argv[1:])

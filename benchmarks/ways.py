@@ -1,0 +1,214 @@
+"""The ways of scoring that `score_stage` compares: our stage, our scorer without Spark, and the rivals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Final, cast
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.ml.functions import predict_batch_udf
+from pyspark.sql import DataFrame, SparkSession, functions as F, types as T
+
+from benchmarks.environments import environment
+from benchmarks.made_up import World, make_requests
+from benchmarks.plain import COLUMNS, USER_INDICES, BestOfFrames, pair_predictor, result_fields
+from gesr_core.config import PROJECT_ROOT, load_config
+from gesr_core.errors import GesrError
+from gesr_core.executors import OnGrantedGpu
+from gesr_core.io.session import open_session
+from gesr_core.names import Col
+from gesr_core.runtime.worker import ScoreShards, task_scorer
+from gesr_core.udf import result_fields as stage_fields
+
+RIVALS: Final = ("pairs", "udf", "pandas", "ray")
+# Pairs, or requests, that are scored together: the best of them is taken.
+PAIRS_TRIED: Final = (32, 128, 512)
+REQUESTS_TRIED: Final = (1, 8, 64)
+BATCH_PAIRS_TRIED: Final = (2_048, 4_096, 8_192, 32_768)
+_HERE: Final = Path(__file__).parent
+_OURS: Final = ("stage", "loop")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A Parquet file of request rows of one size, users numbered from 0; and how many there are."""
+
+    path: Path
+    requests: int
+    history_length: int
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of scoring: the seconds that the first so many requests take with a batch size, and the sizes to try."""
+
+    run: Callable[[int, int], float]
+    sizes: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """DataFrames that score the first so many requests, one method a way."""
+
+    spark: SparkSession
+    task: ScoreShards
+    given: Input
+
+    def stage(self, requests: int, batch_pairs: int) -> DataFrame:
+        """Our stage."""
+        rows = self._rows(requests).drop(USER_INDICES)
+        fields = f"{Col.SHARD} int, {Col.USER_ID} bigint, {stage_fields(rows, tasks=self.task.settings.tasks)}"
+        return rows.mapInArrow(OnGrantedGpu(in_batches(self.task, batch_pairs)), fields)
+
+    def pairs(self, requests: int, batch: int) -> DataFrame:
+        """Each pair a row with its whole history."""
+        length = self.given.history_length
+        predict = predict_batch_udf(
+            pair_predictor(self.task), return_type=T.ArrayType(T.FloatType()), batch_size=batch,
+            input_tensor_shapes=[[length], [length], [length], [2], []],
+        )  # fmt: skip
+        exploded = self._rows(requests).select(*COLUMNS[:-1], F.explode(COLUMNS[-1]).alias(Col.ITEM_ID))
+        return exploded.select(Col.USER_ID, Col.ITEM_ID, predict(*COLUMNS[1:-1], Col.ITEM_ID).alias("logits"))
+
+    def pandas(self, requests: int, batch: int) -> DataFrame:
+        """Frames of request rows."""
+        fields = result_fields(self.task.settings.tasks)
+        return self._rows(requests).select(*COLUMNS).mapInPandas(BestOfFrames(self.task, batch), fields)
+
+    def udf(self, requests: int, batch: int) -> DataFrame:
+        """A column of request rows."""
+        best = BestOfFrames(self.task, batch)
+
+        @F.pandas_udf(result_fields(self.task.settings.tasks))  # type: ignore[call-overload]
+        def score(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+            yield from best(frames)
+
+        return self._rows(requests).select(score(F.struct(*COLUMNS)).alias("best"))
+
+    def _rows(self, requests: int) -> DataFrame:
+        return self.spark.read.parquet(str(self.given.path)).where(F.col(Col.USER_ID) < requests).coalesce(1)
+
+
+@contextmanager
+def one_core(name: str, folder: Path) -> Iterator[SparkSession]:
+    """Yield a session with one core, whose own files go into a folder."""
+    keys = {
+        **load_config("local").spark,
+        "spark.master": "local[1]",
+        "spark.driver.memory": "4g",
+        "spark.sql.warehouse.dir": str(folder / "warehouse"),
+        # The whole input is one task's.
+        "spark.sql.files.maxPartitionBytes": "8g",
+    }
+    with open_session(name, spark_keys=keys) as spark:
+        spark.sparkContext.setLogLevel("ERROR")
+        yield spark
+
+
+def write_input(world: World, folder: Path, *, history_length: int, candidates: int, requests: int) -> Input:
+    """Write request rows, users numbered from 0, with the users' feature indices for the rivals."""
+    batch = make_requests(world, lengths=np.full(requests, history_length), counts=np.full(requests, candidates))
+    indices_BC = world.features.encode_users(batch).categorical_BC
+    offsets = np.arange(0, indices_BC.numel() + 1, indices_BC.shape[1], dtype=np.int32)
+    indices = pa.ListArray.from_arrays(pa.array(offsets), pa.array(indices_BC.flatten().numpy()))
+    folder.mkdir(parents=True)
+    path = folder / "requests.parquet"
+    table = pa.Table.from_batches([batch]).append_column(USER_INDICES, indices)
+    # Small row groups, so that a run over few requests reads few.
+    pq.write_table(table, path, row_group_size=max(1, requests // 16))
+    return Input(path, requests, history_length)
+
+
+def best_size(way: Way, given: Input, *, seconds: float) -> tuple[int, int]:
+    """Return the batch size that suits a way best, and how many requests then take about so many seconds."""
+    # Workers start and load at the first run; what a job costs whatever it does is in the second.
+    way.run(1, way.sizes[0])
+    few_s = way.run(1, way.sizes[0])
+    some = min(given.requests, 8)
+    per_request_s = max((way.run(some, way.sizes[0]) - few_s) / max(1, some - 1), 1e-6)
+    tried = int(np.clip(0.5 * seconds / per_request_s, 1, given.requests))
+    taken = {size: way.run(tried, size) for size in way.sizes}
+    best = min(taken, key=taken.__getitem__)
+    rate = tried / max(taken[best] - few_s * (tried > 1), 1e-3)
+    return best, int(np.clip(seconds * rate, 1, given.requests))
+
+
+@contextmanager
+def ways_of(spark: SparkSession, task: ScoreShards, given: Input, *, rivals: Sequence[str]) -> Iterator[dict[str, Way]]:
+    """Yield `stage`, `loop` (the scorer without Spark) and the rivals, by name."""
+    spoken = Spoken(spark, task, given)
+    sizes = {"stage": BATCH_PAIRS_TRIED, "pairs": PAIRS_TRIED, "udf": REQUESTS_TRIED, "pandas": REQUESTS_TRIED}
+    ways = {
+        name: Way(_timed(getattr(spoken, name)), tried) for name, tried in sizes.items() if name in (*_OURS, *rivals)
+    }
+    ways["loop"] = Way(_loop(task, given), BATCH_PAIRS_TRIED)
+    with ExitStack() as running:
+        if "ray" in rivals:
+            ways["ray"] = Way(running.enter_context(_ray(task, given)), REQUESTS_TRIED)
+        yield ways
+
+
+def in_batches(task: ScoreShards, batch_pairs: int) -> ScoreShards:
+    """Return the task with micro-batches of so many pairs."""
+    return replace(task, settings=replace(task.settings, batch_pairs=batch_pairs))
+
+
+def _timed(made: Callable[[int, int], DataFrame]) -> Callable[[int, int], float]:
+    def run(requests: int, batch: int) -> float:
+        df = made(requests, batch)
+        started_s = time.perf_counter()
+        df.write.format("noop").mode("overwrite").save()
+        return time.perf_counter() - started_s
+
+    return run
+
+
+def _loop(task: ScoreShards, given: Input) -> Callable[[int, int], float]:
+    def run(requests: int, batch_pairs: int) -> float:
+        table = pq.read_table(given.path, filters=[(Col.USER_ID, "<", requests)]).drop_columns([USER_INDICES])
+        [batch] = table.combine_chunks().to_batches()
+        scorer = task_scorer(in_batches(task, batch_pairs))
+        started_s = time.perf_counter()
+        for _ in scorer.score(iter([batch])):
+            pass
+        return time.perf_counter() - started_s
+
+    return run
+
+
+@contextmanager
+def _ray(task: ScoreShards, given: Input) -> Iterator[Callable[[int, int], float]]:
+    """Yield Ray Data: a process in an environment of its own, asked for runs over its standard input."""
+    python = environment(_HERE / "requirements-ray.txt", name="ray", beside_ours=True)
+    pickled = given.path.with_suffix(".pickle")
+    pickled.write_bytes(pickle.dumps(task))
+    known = {"PYTHONPATH": str(PROJECT_ROOT), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    command = [str(python), str(_HERE / "ray_stage.py"), str(given.path), str(pickled)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **known}
+    ) as process:
+
+        def run(requests: int, batch: int) -> float:
+            print(json.dumps({"requests": requests, "batch": batch}), file=process.stdin, flush=True)
+            # Ray has things to say on standard output too.
+            for line in cast("IO[str]", process.stdout):
+                if line.startswith('{"seconds"'):
+                    return float(json.loads(line)["seconds"])
+            raise GesrError(f"{command[1]} ended with {process.wait()}; its last words are above")
+
+        try:
+            yield run
+        finally:
+            cast("IO[str]", process.stdin).close()
+            process.wait(60)
