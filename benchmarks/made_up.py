@@ -136,10 +136,10 @@ def make_requests(world: World, *, lengths: np.ndarray, counts: np.ndarray, seed
     start_E, start_P = np.concatenate([[0], np.cumsum(lengths)]), np.concatenate([[0], np.cumsum(counts)])
     for user in range(users):
         own = history[start_E[user] : start_E[user + 1]]
-        drawn = rng.choice(world.item_ids, int(counts[user]), replace=False)
-        known = min(len(own), int(0.3 * counts[user]))
-        drawn[:known] = own[:known]
-        candidates[start_P[user] : start_P[user + 1]] = np.sort(drawn)
+        known = np.unique(own)[: int(0.3 * counts[user])]
+        drawn = rng.choice(world.item_ids, int(counts[user]) + len(known), replace=False)
+        others = drawn[~np.isin(drawn, known)][: int(counts[user]) - len(known)]
+        candidates[start_P[user] : start_P[user + 1]] = np.sort(np.concatenate([known, others]))
     times_s = REQUEST_TIME_S - np.sort(rng.integers(1, 120 * _DAY_S, events))[::-1]
     rejected = pa.array([[]] * users, pa.list_(pa.struct([("item_id", pa.int64()), ("reason", pa.string())])))
     return pa.RecordBatch.from_pydict(

@@ -30,10 +30,10 @@ def test_rivals_give_the_scores_of_our_scorer(tmp_path: Path) -> None:
     assert {len(ranked) for ranked in ours.values()} == {CANDIDATES}
     indices_BC = world.features.encode_users(batch).categorical_BC
     frame = pa.Table.from_batches([batch]).append_column(USER_INDICES, pa.array(indices_BC.tolist())).to_pandas()
-    for row in BestOfFrames(task, 2).of(frame[list(COLUMNS)]).itertuples():
-        for item, score, logit in zip(row.item_id, row.score, row.logit_bought, strict=True):
-            assert (score, logit) == pytest.approx(ours[row.user_id][item], rel=5e-5, abs=5e-5)
-        assert list(row.score) == sorted(row.score, reverse=True)
+    for row in BestOfFrames(task, 2).of(frame[list(COLUMNS)]).to_dict("records"):
+        for item, score, logit in zip(row["item_id"], row["score"], row["logit_bought"], strict=True):
+            assert (score, logit) == pytest.approx(ours[row["user_id"]][item], rel=5e-5, abs=5e-5)
+        assert list(row["score"]) == sorted(row["score"], reverse=True)
     pairs = frame[list(COLUMNS)].explode("candidate_item_id")
     columns = [np.stack(pairs[name].to_list()) for name in COLUMNS[1:-1]]
     logits = pair_predictor(task)()(*columns, pairs["candidate_item_id"].to_numpy(dtype=np.int64))
