@@ -445,7 +445,7 @@ class ScoringConfig(Section):
     device: Literal["cpu", "cuda", "auto"]
     threads_per_worker: Annotated[int, Field(gt=0)]
     # The model's form; whatever is not fp32 and uncompiled is tried on requests of the day first (runtime/trial.py).
-    precision: Literal["auto", "fp32", "bf16"]
+    precision: Literal["auto", "fp32", "bf16", "fp8"]
     compile: Literal["auto", "off", "on", "graphs"]
     # Share of the best K in fp32 that must be among the best K in the form that is chosen, else the run is refused.
     least_overlap: Annotated[float, Field(ge=0, le=1)]

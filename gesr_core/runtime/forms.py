@@ -20,10 +20,13 @@ from gesr_core.errors import ConfigurationError
 from gesr_core.model.build import Model
 from gesr_core.model.inputs import History, ItemState, UserFeatures
 from gesr_core.model.towers import TaskDot
+from gesr_core.ops.fp8 import MULTIPLE, has_fp8_products, linear_fp8, quantise_rows
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp8"]
 Compiled = Literal["off", "on", "graphs"]
-PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16")
+PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp8")
+# A smaller layer takes longer to round its input than to multiply it.
+_LARGE: Final = 64 * 128
 COMPILED: Final[tuple[Compiled, ...]] = ("off", "on", "graphs")
 
 # The logits [B, N, S], in fp32, of histories, the states of their items, users, and the states of candidates.
@@ -32,8 +35,8 @@ Logits = Callable[[History, ItemState, UserFeatures, ItemState], Tensor]
 
 @dataclass(frozen=True)
 class Form:
-    """`bf16`: matrix products of bfloat16 numbers, summed in fp32. `compiled`: by torch.compile, once per worker for
-    all shapes; `graphs`: and replayed from CUDA graphs.
+    """`bf16`: matrix products of bfloat16 numbers, summed in fp32. `fp8`: and those of large linear layers of float8
+    numbers. `compiled`: by torch.compile, once per worker for all shapes; `graphs`: and replayed from CUDA graphs.
     """
 
     precision: Precision = "fp32"
@@ -62,10 +65,42 @@ def lowered(model: nn.Module, precision: Precision) -> nn.Module:
         return model
     model = copy.deepcopy(model)
     exact = {part for dot in model.modules() if isinstance(dot, TaskDot) for part in dot.modules()}
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module not in exact:
-            module.to(torch.bfloat16)
+    for module in list(model.modules()):
+        for name, layer in module.named_children():
+            if not isinstance(layer, nn.Linear) or layer in exact:
+                continue
+            if precision == "fp8" and Fp8Linear.suits(layer):
+                setattr(module, name, Fp8Linear(layer))
+            else:
+                layer.to(torch.bfloat16)
     return model
+
+
+class Fp8Linear(nn.Module):
+    """A linear layer of float8 weights; `weight` is what they stand for, in bfloat16, for who takes only some of it."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        weight_OI, scale_O1 = quantise_rows(layer.weight.detach())
+        self.register_buffer("weight8", weight_OI)
+        self.register_buffer("scale", scale_O1)
+        self.register_buffer("weight", (weight_OI.float() * scale_O1).bfloat16())
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().bfloat16())
+
+    @staticmethod
+    def suits(layer: nn.Linear) -> bool:
+        """Say whether a layer is large enough, and its sides whole blocks."""
+        whole = layer.in_features % MULTIPLE == 0 and layer.out_features % MULTIPLE == 0
+        return whole and layer.in_features * layer.out_features >= _LARGE
+
+    def forward(self, input_XI: Tensor) -> Tensor:
+        """Return [..., out_features] in bfloat16."""
+        return linear_fp8(input_XI, self.weight8, self.scale, self.bias)
+
+    weight8: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor | None
 
 
 def lowered_items(items: ItemState, precision: Precision) -> ItemState:
@@ -86,8 +121,13 @@ def logits_of(model: nn.Module, form: Form, *, device: torch.device) -> Logits:
     Compiling happens at the first call.
 
     Raises:
-        ConfigurationError: CUDA graphs are asked for, and the device is none of CUDA's.
+        ConfigurationError: CUDA graphs are asked for, and the device is none of CUDA's; or float8 products, which it
+            has not.
     """
+    if form.precision == "fp8" and not has_fp8_products(device):
+        raise ConfigurationError(
+            f"scoring.precision is fp8, which only newer GPUs multiply, but the device is {device}"
+        )
     if form.compiled == "graphs" and device.type != "cuda":
         raise ConfigurationError(f"scoring.compile is graphs, which only a GPU has, but the device is {device}")
     composed = cast(Model, model)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gesr_core.errors import ConfigurationError
 from gesr_core.runtime import trial as trial_module
-from gesr_core.runtime.forms import EXACT, Form, forms_of, logits_of, lowered, lowered_items
+from gesr_core.runtime.forms import EXACT, Form, Fp8Linear, forms_of, logits_of, lowered, lowered_items
 from gesr_core.runtime.scorer import Scorer
 from gesr_core.runtime.trial import TRIAL_TYPE, Trial, TryForms, choose_form, compare, try_forms
 from gesr_core.runtime.worker import ScoreShards
@@ -84,6 +84,31 @@ def test_compiled_scores_are_those_of_the_same_precision() -> None:
     assert (plain - compiled).abs().max() <= 5e-5 * max(1.0, float(plain.abs().max()))
 
 
+@torch.inference_mode()
+def test_fp8_layers_score_near_fp32_where_they_are_large() -> None:
+    torch.manual_seed(1)
+    layer, small = nn.Linear(128, 64), nn.Linear(16, 16)
+    assert Fp8Linear.suits(layer)
+    assert not Fp8Linear.suits(small)
+    assert not Fp8Linear.suits(nn.Linear(1_000, 100))
+    model = nn.Sequential(nn.Sequential(layer, nn.SiLU()), small)
+    low: Any = lowered(model, "fp8")
+    assert isinstance(low[0][0], Fp8Linear)
+    assert isinstance(low[1], nn.Linear)
+    # What a history takes of a layer by itself.
+    assert (low[0][0].weight.float() - layer.weight).abs().max() <= 2**-4 * layer.weight.abs().max()
+    x = torch.randn(5, 7, 128) * torch.logspace(-3, 3, 7).unsqueeze(-1)
+    found = low[0][0](x)
+    assert found.shape == (5, 7, 64)
+    # 3 bits of mantissa in either factor, summed over 128.
+    assert ((found - layer(x)).abs().amax(-1) <= 0.1 * layer(x).abs().amax(-1)).all()
+
+
+def test_fp8_is_for_newer_gpus() -> None:
+    with pytest.raises(ConfigurationError, match="which only newer GPUs multiply"):
+        logits_of(small_weights("two_tower"), Form("fp8"), device=CPU)
+
+
 def test_graphs_are_for_gpus() -> None:
     with pytest.raises(ConfigurationError, match="which only a GPU has"):
         logits_of(small_weights("two_tower"), Form("fp32", "graphs"), device=CPU)
@@ -91,7 +116,7 @@ def test_graphs_are_for_gpus() -> None:
 
 def test_forms_that_a_configuration_allows() -> None:
     assert forms_of("fp32", "off") == [EXACT]
-    assert forms_of("auto", "off") == [EXACT, BF16]
+    assert forms_of("auto", "off") == [EXACT, BF16, Form("fp8")]
     assert forms_of("bf16", "auto") == [BF16, Form("bf16", "on"), Form("bf16", "graphs")]
 
 
