@@ -147,9 +147,19 @@ def plan_micro_batches(
         most = settings.batch_pairs // candidates
         if bytes_of is not None and settings.batch_bytes is not None:
             most = min(most, settings.batch_bytes // bytes_of(history_length, candidates))
-        for select in members.squeeze(1).split(max(1, most)):
+        most = max(1, most)
+        if settings.compiled == "graphs":
+            # A graph is of one shape: few numbers of requests are to occur, and full micro-batches to need no padding.
+            most = 1 << (most.bit_length() - 1)
+        for select in members.squeeze(1).split(most):
             plan.append(MicroBatch(select, history_length, candidates))
     return plan
+
+
+def power_of_two_requests(select: Tensor) -> Tensor:
+    """Return the requests `select`, the last repeated until they are a power of two in number."""
+    missing = (1 << (len(select) - 1).bit_length()) - len(select)
+    return torch.cat([select, select[-1:].expand(missing)])
 
 
 def _halved(size: int, times: int) -> int:

@@ -29,7 +29,13 @@ from gesr_core.runtime.collate import JaggedRequests, UserEncoder, decode, pad
 from gesr_core.runtime.cost import request_bytes
 from gesr_core.runtime.forms import Form, Logits, logits_of
 from gesr_core.runtime.item_index import ItemIndex
-from gesr_core.runtime.plan import MicroBatch, ScorerSettings, plan_micro_batches, windows
+from gesr_core.runtime.plan import (
+    MicroBatch,
+    ScorerSettings,
+    plan_micro_batches,
+    power_of_two_requests,
+    windows,
+)
 from gesr_core.runtime.results import Selected, encode
 from gesr_core.runtime.stats import WindowStats, peak_bytes
 
@@ -257,9 +263,12 @@ class Scorer:
 
     def logits(self, jagged: JaggedRequests, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return the logits [B, N, S] of a micro-batch and which candidates [B, N] are items of the table."""
+        select, asked = micro_batch.select, len(micro_batch.select)
+        if self.settings.compiled == "graphs":
+            select = power_of_two_requests(select)
         requests = pad(
             jagged,
-            micro_batch.select.to(self.device),
+            select.to(self.device),
             history_length=micro_batch.history_length,
             candidates=micro_batch.candidates,
             first_candidate=micro_batch.first,
@@ -270,7 +279,7 @@ class Scorer:
             requests.user,
             self._take(requests.candidate_row_BN),
         )
-        return logits_BNS, requests.candidate_row_BN >= 0
+        return logits_BNS[:asked], requests.candidate_row_BN[:asked] >= 0
 
     def _take(self, rows: Tensor) -> ItemState:
         at = self.items.vector_RD.device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -149,6 +150,22 @@ def test_the_fastest_form_that_keeps_the_overlap_is_chosen() -> None:
         choose_form(trials, least_overlap=0.995, allowed=[BF16])
     with pytest.raises(ConfigurationError, match="cannot be run here: no compiler"):
         choose_form(trials, least_overlap=0.0, allowed=[Form("fp32", "on")])
+
+
+def test_requests_that_only_fill_up_a_graph_change_no_score() -> None:
+    model = small_weights("gesr").eval()
+    seen = []
+
+    def watched(*given: Any) -> Tensor:
+        seen.append(len(given[0].length_B))
+        with torch.inference_mode():
+            return logits_of(model, EXACT, device=CPU)(*given)
+
+    whole = scorer(model, settings=replace(SETTINGS, compiled="graphs"), logits=watched)
+    filled = [row["ranked"] for batch in whole.score(iter([requests()])) for row in batch.to_pylist()]
+    plain = [row["ranked"] for batch in scorer(model).score(iter([requests()])) for row in batch.to_pylist()]
+    assert set(seen) <= {1, 2, 4, 8}
+    assert [[p["item_id"] for p in ranked] for ranked in filled] == [[p["item_id"] for p in r] for r in plain]
 
 
 def test_trials_measure_each_form_and_report_what_cannot_be_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings, strategies as st
 
-from gesr_core.runtime.plan import MicroBatch, ScorerSettings, plan_micro_batches
+from gesr_core.runtime.plan import MicroBatch, ScorerSettings, plan_micro_batches, power_of_two_requests
 
 SETTINGS = ScorerSettings(
     request_time_s=0,
@@ -53,6 +53,21 @@ def test_micro_batches_stay_within_the_bytes_that_are_counted() -> None:
     assert [(m.select.tolist(), m.history_length, m.candidates) for m in plan] == [
         ([0, 1], 4, 4), ([2], 4, 4), ([4], 4, 16), ([3], 8, 4),
     ]  # fmt: skip
+
+
+@given(most=st.integers(1, 9), requests=st.integers(1, 30))
+@settings(max_examples=60, deadline=None)
+def test_graphs_see_few_numbers_of_requests(most: int, requests: int) -> None:
+    replayed = ScorerSettings(**{**vars(SETTINGS), "batch_pairs": most * 4, "batch_bytes": None, "compiled": "graphs"})
+    plan = plan_micro_batches(torch.full((requests,), 4), torch.full((requests,), 4), settings=replayed)
+    assert torch.cat([m.select for m in plan]).tolist() == list(range(requests))
+    for micro_batch in plan:
+        padded = power_of_two_requests(micro_batch.select)
+        assert len(padded) in (1, 2, 4, 8)
+        assert len(padded) <= most
+        assert len(padded) < 2 * len(micro_batch.select)
+        assert padded[: len(micro_batch.select)].tolist() == micro_batch.select.tolist()
+    assert all(len(m.select) == len(power_of_two_requests(m.select)) for m in plan[:-1])
 
 
 def test_bytes_are_not_counted_where_nothing_bounds_them() -> None:
