@@ -451,6 +451,12 @@ class ScoringConfig(Section):
     least_overlap: Annotated[float, Field(ge=0, le=1)]
     output_files: Annotated[int, Field(gt=0)]
 
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _takes_yaml_at_its_word(cls, value: Any) -> Any:
+        # `on` and `off` are booleans to YAML.
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
     @field_validator("history_buckets", "candidate_buckets")
     @classmethod
     def _ascend(cls, buckets: list[int]) -> list[int]:

@@ -113,6 +113,11 @@ def test_yaml_files_cannot_run_code(tmp_path: Path) -> None:
         load_config("evil", conf_dir=tmp_path)
 
 
+@pytest.mark.parametrize(("word", "compile_"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("graphs", "graphs")])
+def test_on_and_off_are_words_whatever_yaml_makes_of_them(word: str, compile_: str) -> None:
+    assert load_config("local", overrides=[f"scoring.compile={word}"]).scoring.compile == compile_
+
+
 def test_a_pair_may_be_declared_several_times_with_different_windows() -> None:
     pairs = "[{history: item_id, candidate: item_id}, {history: item_id, candidate: item_id, window_days: 7}]"
     declared = load_config("local", overrides=[f"features.hard_match={pairs}"]).features.hard_match

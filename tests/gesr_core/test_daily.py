@@ -105,6 +105,33 @@ def test_the_udf_transport_gives_the_same_bits(toy: Toy, spark: SparkSession) ->
     assert ranked(spark, toy.config, "scores_udf") == ranked(spark, toy.config)
 
 
+def test_a_form_is_tried_beside_fp32_before_it_scores_and_recorded(
+    toy: Toy, spark: SparkSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    settings_of = ("scoring.precision=bf16", "scoring.least_overlap=0.5")
+    score_daily.main(toy.args(*settings_of, target="scores_bf16"))
+    assert "scoring in bf16" in caplog.text
+    ledger = read_ledger(spark, toy.config.table(Role.LEDGER), job="score_daily", ds=DS, target="scores_bf16")
+    [opened] = [row for row in ledger if row.kind == "run_opened"]
+    form = opened.details["pins"]["form"]
+    assert (form["precision"], form["compiled"]) == ("bf16", "off")
+    assert [trial["precision"] for trial in form["trials"]] == ["fp32", "bf16"]
+    assert form["trials"][1]["score_difference"] > 0
+    exact, rounded = ranked(spark, toy.config), ranked(spark, toy.config, "scores_bf16")
+    assert exact != rounded
+    for user, pairs in exact.items():
+        assert [p[2] for p in rounded[user]] == pytest.approx([p[2] for p in pairs], abs=0.05)
+    # A published ds is judged by what it was scored from, and nothing is tried again.
+    caplog.clear()
+    score_daily.main(toy.args(*settings_of, target="scores_bf16"))
+    assert "nothing to do" in caplog.text
+    assert "trying" not in caplog.text
+    with pytest.raises(ConfigurationError, match=r"fp8: cannot be run here: .*only newer GPUs"):
+        score_daily.main(toy.args("scoring.precision=fp8", target="scores_never"))
+    assert not Path(toy.config.table(Role.SCORES, target="scores_never").location).exists()
+
+
 def test_a_profiled_run_leaves_traces_and_changes_no_bit(toy: Toy, spark: SparkSession, tmp_path: Path) -> None:
     score_daily.main([*toy.args(target="scores_traced"), "--profile", str(tmp_path / "traces")])
     traces = list((tmp_path / "traces").glob("shard-*.json.gz"))
