@@ -16,11 +16,12 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 from gesr_core.config import Config
 from gesr_core.dates import request_time_us, shift_ds
 from gesr_core.errors import InputError
-from gesr_core.io.tables import table_detail, table_exists
+from gesr_core.io.tables import read_table, require_columns, table_detail, table_exists
 from gesr_core.join.impressions import build_impressions, sample_users
 from gesr_core.join.labels import positives
 from gesr_core.join.retrieval import Retrieval, fit_retrieval, retrieve
 from gesr_core.names import Col, Role
+from gesr_core.schema import written_columns
 from gesr_core.sink.provenance import Provenance, content_digests, settings_hash, stale_partitions
 
 log = logging.getLogger("build_candidates")
@@ -45,7 +46,7 @@ def leave_foreign_candidates(
     """Return what is wanted, less the candidates where that table is another retrieval's and impressions are wanted.
 
     Raises:
-        InputError: a table that would be written was not created by this job.
+        InputError: a table that would be written was not created by this job, or with other columns.
     """
     kept = dict(wanted)
     for role, dates in wanted.items():
@@ -53,6 +54,7 @@ def leave_foreign_candidates(
         if not dates or not table_exists(spark, ref):
             continue
         if table_detail(spark, ref).properties.get(WRITTEN_BY) == "build_candidates":
+            _require_our_columns(spark, config, role)
             continue
         if role is Role.CANDIDATES and wanted[Role.IMPRESSIONS]:
             log.info("candidates at %s are another retrieval's: left as they are", ref.location)
@@ -62,6 +64,16 @@ def leave_foreign_candidates(
             f"{role.value}: the table at {ref.location} was not written by build_candidates: it is left alone"
         )
     return kept
+
+
+def _require_our_columns(spark: SparkSession, config: Config, role: Role) -> None:
+    ref = config.table(role)
+    remedy = (
+        "an earlier version of this job made it, or one with other tasks: drop the table, and it is built anew for the "
+        "dates that are asked for"
+    )
+    columns = written_columns(role, tasks=[task.name for task in config.labels.tasks])
+    require_columns(read_table(spark, ref), list(columns), where=f"{role.value} ({ref.location})", remedy=remedy)
 
 
 def dates_to_build(

@@ -11,6 +11,7 @@ import pytest
 from delta.tables import DeltaTable
 from pyspark.sql import SparkSession
 
+from gesr_core.candidate_set import WRITTEN_BY
 from gesr_core.config import Config
 from gesr_core.errors import InputError
 from gesr_core.io.tables import read_table, table_version
@@ -103,6 +104,17 @@ def test_the_candidates_of_a_real_retrieval_are_left_alone(
     assert "another retrieval's: left as they are" in caplog.text
     assert table_version(spark, ref) == 0
     assert read_table(spark, config.table(Role.IMPRESSIONS)).count() > 0
+
+
+def test_impressions_of_an_earlier_version_are_refused_by_the_column_that_they_lack(
+    spark: SparkSession, config: Config, job_args: list[str]
+) -> None:
+    write_events(spark, config, some_events())
+    columns = written_columns(Role.IMPRESSIONS, tasks=[task.name for task in config.labels.tasks])
+    del columns["sampling_weight"]
+    create_table(spark, config.table(Role.IMPRESSIONS), columns, properties={WRITTEN_BY: "build_candidates"})
+    with pytest.raises(InputError, match=r"impressions .* has no column 'sampling_weight' .*drop the table"):
+        run(job_args, "--impressions")
 
 
 @pytest.mark.parametrize(
