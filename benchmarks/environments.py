@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import subprocess
+import sys
 import sysconfig
 import venv
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +24,7 @@ ROOT: Final = PROJECT_ROOT / "var/benchmarks"
 
 
 def environment(requirements: Path, *, name: str, beside_ours: bool = False) -> Path:
-    """Return the Python of an environment; one whose requirements changed is built again.
+    """Return the Python of an environment; one whose requirements changed, or ours beside them, is built again.
 
     Args:
         requirements: what pip is to install.
@@ -31,7 +34,12 @@ def environment(requirements: Path, *, name: str, beside_ours: bool = False) -> 
     Raises:
         GesrError: pip could not build it.
     """
-    folder = ROOT / f"{name}-{sha256_of(requirements)[:12]}"
+    key = sha256_of(requirements)
+    if beside_ours:
+        # What pip leaves out because ours has it follows from what ours has.
+        ours = sorted(f"{found.metadata['Name']}=={found.version}" for found in metadata.distributions())
+        key = hashlib.sha256("\n".join([key, sys.version, *ours]).encode()).hexdigest()
+    folder = ROOT / f"{name}-{key[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Several processes may ask at once, and on a new machine none finds it.
     with FileLock(f"{folder}.lock"):

@@ -65,6 +65,8 @@ def main(argv: Sequence[str]) -> None:
             log.info("one event %.1f s, one day %.1f s, all days %.1f s", fixed_s, update_s, rebuild_s)
             day += 2
         users = read_table(spark, config.table(Role.HISTORIES)).count()
+        events = read_table(spark, config.table(Role.EVENTS))
+        touched = events.where(F.col(Col.DS) == _ds(day - 1)).select(Col.USER_ID).distinct().count()
     medians = {name: statistics.median(row[name] for row in rows) for name in ("fixed_s", "update_s", "rebuild_s")}
     share = max(0.0, medians["update_s"] - medians["fixed_s"]) / medians["rebuild_s"]
     goals = [
@@ -81,6 +83,7 @@ def main(argv: Sequence[str]) -> None:
         "versions": versions(("pyspark", "delta-spark")),
         "settings": {
             "days": _DAYS, "events_per_day": args.per_day, "users": args.users, "users_with_history": users,
+            "users_with_events_on_the_last_day": touched,
             "master": "local[*]", "repeats": args.repeats, "change_data_feed": True,
         },
         "rows": rows,

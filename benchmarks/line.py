@@ -28,7 +28,11 @@ def versions(libraries: Sequence[str]) -> dict[str, str]:
 
 def goal(name: str, *, goal: float, value: float | None, better: str, note: str = "") -> dict[str, Any]:
     """Return one goal; without a value it is not judged, and one that is missed stays in the list."""
-    met = None if value is None else value >= goal if better == "higher" else value <= goal
+    if value is None:
+        return {"name": name, "goal": goal, "value": None, "better": better, "met": None, "note": note}
+    # numpy's numbers, and its truth, are not JSON's.
+    value = float(value)
+    met = bool(value >= goal if better == "higher" else value <= goal)
     return {"name": name, "goal": goal, "value": value, "better": better, "met": met, "note": note}
 
 

@@ -12,11 +12,13 @@ from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from gesr_core.config import Config, load_config
 from gesr_core.model.build import Model, build_model
 from gesr_core.model.inputs import ItemFeatures, ItemState
+from gesr_core.model.tarq import Tarq
 from gesr_core.names import Col, user_feature
 from gesr_core.ops.matching import MatchPair
 from gesr_core.runtime.device import CPU_BATCH_BYTES, CPU_BATCH_PAIRS
@@ -84,6 +86,9 @@ def make_world(
     for parameter in model.parameters():
         # Zeros, with which heads start, would be scored as fast; but every pair would have the same score.
         torch.nn.init.normal_(parameter, std=0.1)
+    if isinstance(model, Tarq):
+        # As if it had been trained: without this its codes are not asked.
+        model.codebooks.ready.fill_(True)
     encoded = features.encode_items(pa.table(columns))
     with torch.inference_mode():
         states = cast(Model, model).encode_items(encoded)
@@ -140,7 +145,9 @@ def make_requests(world: World, *, lengths: np.ndarray, counts: np.ndarray, seed
         drawn = rng.choice(world.item_ids, int(counts[user]) + len(known), replace=False)
         others = drawn[~np.isin(drawn, known)][: int(counts[user]) - len(known)]
         candidates[start_P[user] : start_P[user + 1]] = np.sort(np.concatenate([known, others]))
-    times_s = REQUEST_TIME_S - np.sort(rng.integers(1, 120 * _DAY_S, events))[::-1]
+    ages_s = rng.integers(1, 120 * _DAY_S, events)
+    # Oldest first, user by user.
+    times_s = REQUEST_TIME_S - ages_s[np.lexsort((-ages_s, np.repeat(np.arange(users), lengths)))]
     rejected = pa.array([[]] * users, pa.list_(pa.struct([("item_id", pa.int64()), ("reason", pa.string())])))
     return pa.RecordBatch.from_pydict(
         {
@@ -159,6 +166,22 @@ def make_requests(world: World, *, lengths: np.ndarray, counts: np.ndarray, seed
             user_feature("place"): pa.array(rng.integers(0, PLACES, users)).cast(pa.string()),
         }
     )
+
+
+def cut_requests(batch: pa.RecordBatch, *, most: int) -> pa.RecordBatch:
+    """Cut users with more than `most` candidates into several requests, as the join does."""
+    counts = pc.list_value_length(batch.column(Col.CANDIDATE_ITEM_ID)).to_numpy()
+    requests_U = -(-counts // most)
+    user_B = np.repeat(np.arange(batch.num_rows), requests_U)
+    number_B = np.arange(len(user_B)) - np.repeat(np.cumsum(requests_U) - requests_U, requests_U)
+    size_B = np.minimum(most, counts[user_B] - most * number_B)
+    cut = batch.take(pa.array(user_B))
+    columns = {name: cut.column(name) for name in cut.schema.names}
+    values = batch.column(Col.CANDIDATE_ITEM_ID).flatten().to_numpy()
+    columns[Col.CANDIDATE_ITEM_ID] = _lists(values, np.concatenate([[0], np.cumsum(size_B)]))
+    columns[Col.REQUEST] = pa.array(number_B.astype(np.int32))
+    columns[Col.CANDIDATES_IN] = pa.array(np.where(number_B == 0, counts[user_B], 0).astype(np.int64))
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def settings_for(world: World, *, candidates: int, batch_pairs: int = CPU_BATCH_PAIRS) -> ScorerSettings:

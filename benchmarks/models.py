@@ -6,6 +6,7 @@ Same width, history and requests; random weights. Progress to stderr, one JSON l
 from __future__ import annotations
 
 import argparse
+import bisect
 import logging
 import statistics
 import sys
@@ -21,7 +22,7 @@ from pyspark.sql import SparkSession
 from benchmarks.counted import gemm_peak, request_flops
 from benchmarks.line import RESULTS, emit, goal, goal_in_words, machine, versions
 from benchmarks.made_up import WHOLE_GESR, World, make_world, settings_for, write_world
-from benchmarks.ways import BATCH_PAIRS_TRIED, best_size, one_core, ways_of, write_input
+from benchmarks.ways import BATCH_PAIRS_TRIED, Timed, best_size, one_core, timed, ways_of, write_input
 from gesr_core.config import PROJECT_ROOT
 
 log = logging.getLogger("benchmarks.models")
@@ -33,6 +34,8 @@ _MODELS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _CANDIDATES: Final = (100, 1_000, 10_000)
 _TARQ_OF_GESR, _OVER_COUNTED = 0.35, 1.33
+# As many as fit a run's memory.
+_MOST_PAIRS: Final = 10_000_000
 Row = dict[str, Any]
 _CPU: Final = torch.device("cpu")
 
@@ -46,20 +49,21 @@ def main(argv: Sequence[str]) -> None:
     }
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, one_core("models", Path(folder)) as spark:
-        for candidates in args.candidates:
+        for candidates in sorted(set(args.candidates)):
             rows += _rows(spark, worlds, Path(folder) / str(candidates), candidates, args)
             for row in rows[-len(worlds) :]:
                 log.info(_in_words(row))
     cost = {(row["model"], row["candidates"]): row["us_per_pair"] for row in rows}
     ratios = [
-        {"candidates": n, **{f"{a}_over_{b}": cost[a, n] / cost[b, n] for a, b in _COMPARED}} for n in args.candidates
+        {"candidates": n, **{f"{a}_over_{b}": cost[a, n] / cost[b, n] for a, b in _COMPARED}}
+        for n in sorted(set(args.candidates))
     ]
     for found in ratios:
         log.info(
             ", ".join(f"{name} {value:,.2f}" if value < 100 else f"{name} {value:,}" for name, value in found.items())
         )
     even = break_even(args.history)
-    log.info("the codes of tarq cost less than its teacher's attention from %d candidates on, by count", even)
+    log.info("the codes of tarq cost less than its teacher's attention from %s candidates on, by count", even)
     most = max(args.candidates)
     goals = [
         goal(
@@ -95,10 +99,11 @@ def main(argv: Sequence[str]) -> None:
 _COMPARED: Final = (("tarq", "two_tower"), ("gesr", "two_tower"), ("tarq", "gesr"))
 
 
-def break_even(history_length: int) -> int:
+def break_even(history_length: int) -> int | None:
     """Return from how many candidates a request on tarq's codes take fewer operations than its teacher's attention.
 
     The codes attend once per request, whatever the candidates; each of the teacher's candidates attends by itself.
+    None: not up to 10,000.
     """
     student, teacher = (
         make_world("tarq", f"models.tarq.serves={served}", max_history=history_length, items=1_000, device=_CPU)
@@ -111,7 +116,8 @@ def break_even(history_length: int) -> int:
         )
         return of_student < of_teacher
 
-    return next((n for n in range(1, 10_000) if cheaper(n)), 10_000)
+    found = 1 + bisect.bisect_left(range(1, 10_001), True, key=cheaper)
+    return found if found <= 10_000 else None
 
 
 def _rows(
@@ -119,38 +125,37 @@ def _rows(
 ) -> list[Row]:
     """Measure the models by turns."""
     peak = gemm_peak(torch.float32, device=_CPU)
-    ways, inputs, best = {}, {}, {}
+    flops = {
+        name: request_flops(world, history_length=args.history, candidates=candidates) for name, world in worlds.items()
+    }
+    ways, best = {}, {}
     for name, world in worlds.items():
-        flops = request_flops(world, history_length=args.history, candidates=candidates)
-        # Far below its products' time a model is bound by what Arrow and Spark take.
-        most = int(np.clip(args.seconds * peak / flops, 2, 2_000_000 // candidates))
-        inputs[name] = write_input(
-            world, folder / name, history_length=args.history, candidates=candidates, requests=most
-        )
-        task = write_world(world, folder / name, settings=settings_for(world, candidates=candidates))
-        with ways_of(spark, task, inputs[name], rivals=()) as found:
+        most = int(np.clip(args.seconds * peak / flops[name], 2, _MOST_PAIRS // candidates))
+        place = folder / name
+        given = write_input(world, place, history_length=args.history, candidates=candidates, users=most)
+        request = min(candidates, world.config.scoring.max_candidates_per_request)
+        task = write_world(world, place, settings=settings_for(world, candidates=request))
+        with ways_of(spark, task, given, rivals=()) as found:
             ways[name] = found["stage"]
-        best[name] = best_size(ways[name], inputs[name], seconds=args.seconds)
-    seconds: dict[str, list[float]] = {name: [] for name in worlds}
+        best[name] = best_size(ways[name], given, seconds=args.seconds)
+    runs: dict[str, list[Timed]] = {name: [] for name in worlds}
     for _ in range(args.repeats):
         for name, way in ways.items():
-            size, requests = best[name]
-            seconds[name].append(way.run(requests, size))
+            size, users = best[name]
+            runs[name].append(timed(way, users=users, size=size))
     peak = max(peak, gemm_peak(torch.float32, device=_CPU))
-    rows = []
-    for name, taken in seconds.items():
-        size, requests = best[name]
-        flops = request_flops(worlds[name], history_length=args.history, candidates=candidates)
-        median_s = statistics.median(taken)
-        rows.append(
-            {
-                "model": name, "candidates": candidates, "batch_pairs": size, "requests": requests,
-                "seconds": [round(s, 4) for s in taken], "us_per_pair": 1e6 * median_s / (requests * candidates),
-                "pairs_per_s": requests * candidates / median_s, "flops_per_pair": flops / candidates,
-                "over_counted": median_s * peak / (requests * flops), "gemm_peak_flops_per_s": peak,
-            }
-        )  # fmt: skip
-    return rows
+    return [_of_model(name, candidates, runs[name], best[name][0], flops=flops[name], peak=peak) for name in worlds]
+
+
+def _of_model(name: str, candidates: int, runs: Sequence[Timed], size: int, *, flops: int, peak: float) -> Row:
+    s_per_user = statistics.median(run.s_per_user for run in runs)
+    return {
+        "model": name, "candidates": candidates, "batch_pairs": size, "users": runs[0].users,
+        "seconds": [round(run.seconds, 4) for run in runs], "fixed_s": [round(run.fixed_s, 4) for run in runs],
+        "us_per_pair": 1e6 * s_per_user / candidates, "pairs_per_s": candidates / s_per_user,
+        "flops_per_pair": flops / candidates, "over_counted": s_per_user * peak / flops,
+        "gemm_peak_flops_per_s": peak,
+    }  # fmt: skip
 
 
 def _in_words(row: Row) -> str:

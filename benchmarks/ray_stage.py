@@ -1,6 +1,6 @@
 """Ray Data as a rival of `score_stage`, in an environment of its own: answers how long each asked-for run took.
 
-Standard input: one JSON line a run, {"requests": n, "batch": n}; standard output: one JSON line {"seconds": s} each.
+Standard input: one JSON line a run, {"users": n, "batch": n}; standard output: one JSON line {"seconds": s} each.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow.dataset as pads
 import ray
+from ray.data.expressions import col
 
 from benchmarks.plain import COLUMNS, BestOfFrames
 
@@ -28,9 +28,7 @@ def main(rows: str, pickled: str) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         best = BestOfFrames(task, asked["batch"])
-        read = ray.data.read_parquet(
-            rows, columns=list(COLUMNS), filter=pads.field("user_id") < asked["requests"], override_num_blocks=1
-        )
+        read = ray.data.read_parquet(rows).filter(expr=col("user_id") < asked["users"]).select_columns(list(COLUMNS))
         scored = read.map_batches(best.of, batch_format="pandas", batch_size=None, num_cpus=1)
         started_s = time.perf_counter()
         for _ in scored.iter_internal_ref_bundles():

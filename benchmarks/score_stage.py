@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,8 +36,10 @@ from benchmarks.ways import (
     REQUESTS_TRIED,
     RIVALS,
     Input,
+    Timed,
     best_size,
     one_core,
+    timed,
     ways_of,
     write_input,
 )
@@ -60,11 +63,12 @@ def main(argv: Sequence[str]) -> None:
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder, one_core("score_stage", Path(folder)) as spark:
-        for history_length in args.histories:
+        for history_length in sorted(set(args.histories)):
             world = make_world("gesr", *WHOLE_GESR, max_history=history_length, device=_CPU)
-            for candidates in args.candidates:
-                place = Path(folder) / f"{history_length}-{candidates}"
-                rows.append(_row(spark, world, place, history_length, candidates, args))
+            place = Path(folder) / str(history_length)
+            saved = write_world(world, place, settings=settings_for(world, candidates=1))
+            for candidates in sorted(set(args.candidates)):
+                rows.append(_row(spark, world, saved, place / str(candidates), candidates, args))
                 log.info(_in_words(rows[-1]))
     goals = _goals(rows)
     for found in goals:
@@ -87,39 +91,51 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _row(
-    spark: SparkSession, world: World, folder: Path, history_length: int, candidates: int, args: argparse.Namespace
+    spark: SparkSession, world: World, saved: ScoreShards, folder: Path, candidates: int, args: argparse.Namespace
 ) -> Row:
     """Measure all ways of scoring requests of one size, by turns."""
+    history_length = world.features.max_history
     flops = request_flops(world, history_length=history_length, candidates=candidates)
     pair_flops = request_flops(world, history_length=history_length, candidates=1)
     peak = gemm_peak(torch.float32, device=_CPU)
     # What the scorer does at best: nobody needs more for runs of the time asked for.
     most = int(np.clip(args.seconds * peak / flops, 2, 40_000))
-    given = write_input(world, folder, history_length=history_length, candidates=candidates, requests=most)
-    task = write_world(world, folder, settings=settings_for(world, candidates=candidates))
+    given = write_input(world, folder, history_length=history_length, candidates=candidates, users=most)
+    task = replace(saved, settings=settings_for(world, candidates=candidates))
+    found: dict[str, list[Timed]] = {}
+    failed: dict[str, str] = {}
+    best: dict[str, tuple[int, int]] = {}
     with ways_of(spark, task, given, rivals=args.rivals) as ways:
-        difference = _difference(task, given)
-        best = {name: best_size(way, given, seconds=args.seconds) for name, way in ways.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(args.repeats):
+        for repeat in range(args.repeats):
             for name, way in ways.items():
-                size, requests = best[name]
-                seconds[name].append(way.run(requests, size))
+                if name in failed:
+                    continue
+                try:
+                    if not repeat:
+                        best[name] = best_size(way, given, seconds=args.seconds)
+                    size, users = best[name]
+                    found.setdefault(name, []).append(timed(way, users=users, size=size))
+                except Exception as err:
+                    # A rival that fails takes nothing of the others with it.
+                    failed[name] = f"{type(err).__name__}: {err}".splitlines()[0][:300]
+                    log.warning("%s failed: %s", name, failed[name])
     peak = max(peak, gemm_peak(torch.float32, device=_CPU))
-    result: Row = {
-        "history": history_length, "candidates": candidates, "flops_per_pair": flops / candidates,
-        "counted_ratio": pair_flops * candidates / flops, "gemm_peak_flops_per_s": peak,
-        "max_score_difference": difference, "ways": {},
-    }  # fmt: skip
-    for name, taken in seconds.items():
-        size, requests = best[name]
-        pairs_per_s = requests * candidates / statistics.median(taken)
+    ways_found: Row = {name: {"failed": why} for name, why in failed.items()}
+    for name, runs in found.items():
+        if name in failed:
+            continue
+        pairs_per_s = candidates / statistics.median(run.s_per_user for run in runs)
         of_pair = pair_flops if name == "pairs" else flops / candidates
-        result["ways"][name] = {
-            "batch": size, "requests": requests, "seconds": [round(s, 4) for s in taken], "pairs_per_s": pairs_per_s,
+        ways_found[name] = {
+            "batch": best[name][0], "users": best[name][1], "seconds": [round(run.seconds, 4) for run in runs],
+            "fixed_s": [round(run.fixed_s, 4) for run in runs], "pairs_per_s": pairs_per_s,
             "share_of_peak": pairs_per_s * of_pair / peak,
         }  # fmt: skip
-    return result
+    return {
+        "history": history_length, "candidates": candidates, "flops_per_pair": flops / candidates,
+        "counted_ratio": pair_flops * candidates / flops, "gemm_peak_flops_per_s": peak,
+        "max_score_difference": _difference(task, given), "ways": ways_found,
+    }  # fmt: skip
 
 
 def _difference(task: ScoreShards, given: Input) -> float:
@@ -152,7 +168,7 @@ def _goals(rows: Sequence[Row]) -> list[Row]:
         ratios = [
             row["ways"]["stage"]["pairs_per_s"] / row["ways"][over]["pairs_per_s"] / scale(row)
             for row in rows
-            if over in row["ways"] and chosen(row)
+            if "pairs_per_s" in row["ways"].get(over, {}) and chosen(row)
         ]
         return min(ratios, default=None)
 
@@ -193,6 +209,8 @@ def _once(row: Row) -> float:
 def _in_words(row: Row) -> str:
     ways = ", ".join(
         f"{name} {way['pairs_per_s']:,.0f} pairs/s ({way['share_of_peak']:.0%} of peak, batches of {way['batch']})"
+        if "pairs_per_s" in way
+        else f"{name} failed"
         for name, way in row["ways"].items()
     )
     return f"history {row['history']}, candidates {row['candidates']}, counted ratio {row['counted_ratio']:.1f}: {ways}"

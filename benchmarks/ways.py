@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final, cast
@@ -21,7 +21,7 @@ from pyspark.ml.functions import predict_batch_udf
 from pyspark.sql import DataFrame, SparkSession, functions as F, types as T
 
 from benchmarks.environments import environment
-from benchmarks.made_up import World, make_requests
+from benchmarks.made_up import World, cut_requests, make_requests
 from benchmarks.plain import COLUMNS, USER_INDICES, BestOfFrames, pair_predictor, result_fields
 from gesr_core.config import PROJECT_ROOT, load_config
 from gesr_core.errors import GesrError
@@ -42,16 +42,16 @@ _OURS: Final = ("stage", "loop")
 
 @dataclass(frozen=True)
 class Input:
-    """A Parquet file of request rows of one size, users numbered from 0; and how many there are."""
+    """A Parquet file of request rows of one size, users numbered from 0; and how many they are."""
 
     path: Path
-    requests: int
+    users: int
     history_length: int
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way of scoring: the seconds that the first so many requests take with a batch size, and the sizes to try."""
+    """A way of scoring: the seconds that the first so many users take with a batch size, and the sizes to try."""
 
     run: Callable[[int, int], float]
     sizes: Sequence[int]
@@ -59,34 +59,34 @@ class Way:
 
 @dataclass(frozen=True)
 class Spoken:
-    """DataFrames that score the first so many requests, one method a way."""
+    """DataFrames that score the first so many users, one method a way."""
 
     spark: SparkSession
     task: ScoreShards
     given: Input
 
-    def stage(self, requests: int, batch_pairs: int) -> DataFrame:
+    def stage(self, users: int, batch_pairs: int) -> DataFrame:
         """Our stage."""
-        rows = self._rows(requests).drop(USER_INDICES)
+        rows = self._rows(users).drop(USER_INDICES)
         fields = f"{Col.SHARD} int, {Col.USER_ID} bigint, {stage_fields(rows, tasks=self.task.settings.tasks)}"
         return rows.mapInArrow(OnGrantedGpu(in_batches(self.task, batch_pairs)), fields)
 
-    def pairs(self, requests: int, batch: int) -> DataFrame:
+    def pairs(self, users: int, batch: int) -> DataFrame:
         """Each pair a row with its whole history."""
         length = self.given.history_length
         predict = predict_batch_udf(
             pair_predictor(self.task), return_type=T.ArrayType(T.FloatType()), batch_size=batch,
             input_tensor_shapes=[[length], [length], [length], [2], []],
         )  # fmt: skip
-        exploded = self._rows(requests).select(*COLUMNS[:-1], F.explode(COLUMNS[-1]).alias(Col.ITEM_ID))
+        exploded = self._rows(users).select(*COLUMNS[:-1], F.explode(COLUMNS[-1]).alias(Col.ITEM_ID))
         return exploded.select(Col.USER_ID, Col.ITEM_ID, predict(*COLUMNS[1:-1], Col.ITEM_ID).alias("logits"))
 
-    def pandas(self, requests: int, batch: int) -> DataFrame:
+    def pandas(self, users: int, batch: int) -> DataFrame:
         """Frames of request rows."""
         fields = result_fields(self.task.settings.tasks)
-        return self._rows(requests).select(*COLUMNS).mapInPandas(BestOfFrames(self.task, batch), fields)
+        return self._rows(users).select(*COLUMNS).mapInPandas(BestOfFrames(self.task, batch), fields)
 
-    def udf(self, requests: int, batch: int) -> DataFrame:
+    def udf(self, users: int, batch: int) -> DataFrame:
         """A column of request rows."""
         best = BestOfFrames(self.task, batch)
 
@@ -94,15 +94,17 @@ class Spoken:
         def score(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
             yield from best(frames)
 
-        return self._rows(requests).select(score(F.struct(*COLUMNS)).alias("best"))
+        return self._rows(users).select(score(F.struct(*COLUMNS)).alias("best"))
 
-    def _rows(self, requests: int) -> DataFrame:
-        return self.spark.read.parquet(str(self.given.path)).where(F.col(Col.USER_ID) < requests).coalesce(1)
+    def _rows(self, users: int) -> DataFrame:
+        return self.spark.read.parquet(str(self.given.path)).where(F.col(Col.USER_ID) < users).coalesce(1)
 
 
 @contextmanager
 def one_core(name: str, folder: Path) -> Iterator[SparkSession]:
-    """Yield a session with one core, whose own files go into a folder."""
+    """Yield a session with one core for all that it starts, JVM and workers, whose own files go into a folder."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
     keys = {
         **load_config("local").spark,
         "spark.master": "local[1]",
@@ -111,37 +113,63 @@ def one_core(name: str, folder: Path) -> Iterator[SparkSession]:
         # The whole input is one task's.
         "spark.sql.files.maxPartitionBytes": "8g",
     }
-    with open_session(name, spark_keys=keys) as spark:
-        spark.sparkContext.setLogLevel("ERROR")
-        yield spark
+    try:
+        with open_session(name, spark_keys=keys) as spark:
+            spark.sparkContext.setLogLevel("ERROR")
+            yield spark
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
-def write_input(world: World, folder: Path, *, history_length: int, candidates: int, requests: int) -> Input:
-    """Write request rows, users numbered from 0, with the users' feature indices for the rivals."""
-    batch = make_requests(world, lengths=np.full(requests, history_length), counts=np.full(requests, candidates))
+def write_input(world: World, folder: Path, *, history_length: int, candidates: int, users: int) -> Input:
+    """Write request rows of users numbered from 0, with the users' feature indices for the rivals.
+
+    Users with more candidates than a request may hold (`scoring.max_candidates_per_request`) are cut as the join does.
+    """
+    batch = make_requests(world, lengths=np.full(users, history_length), counts=np.full(users, candidates))
+    batch = cut_requests(batch, most=world.config.scoring.max_candidates_per_request)
     indices_BC = world.features.encode_users(batch).categorical_BC
     offsets = np.arange(0, indices_BC.numel() + 1, indices_BC.shape[1], dtype=np.int32)
     indices = pa.ListArray.from_arrays(pa.array(offsets), pa.array(indices_BC.flatten().numpy()))
     folder.mkdir(parents=True)
     path = folder / "requests.parquet"
     table = pa.Table.from_batches([batch]).append_column(USER_INDICES, indices)
-    # Small row groups, so that a run over few requests reads few.
-    pq.write_table(table, path, row_group_size=max(1, requests // 16))
-    return Input(path, requests, history_length)
+    # Small row groups, so that a run over few users reads few.
+    pq.write_table(table, path, row_group_size=max(64, batch.num_rows // 16))
+    return Input(path, users, history_length)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What one run took, beside one over a single user: what a job costs whatever it does."""
+
+    users: int
+    seconds: float
+    fixed_s: float
+
+    @property
+    def s_per_user(self) -> float:
+        """Seconds a user more takes."""
+        return (self.seconds - self.fixed_s) / (self.users - 1)
+
+
+def timed(way: Way, *, users: int, size: int) -> Timed:
+    """Run a way over so many users, and over one."""
+    return Timed(users, way.run(users, size), way.run(1, size))
 
 
 def best_size(way: Way, given: Input, *, seconds: float) -> tuple[int, int]:
-    """Return the batch size that suits a way best, and how many requests then take about so many seconds."""
-    # Workers start and load at the first run; what a job costs whatever it does is in the second.
+    """Return the batch size that suits a way best, and how many users then take about so many seconds."""
+    # Workers start and load at the first run.
     way.run(1, way.sizes[0])
-    few_s = way.run(1, way.sizes[0])
-    some = min(given.requests, 8)
-    per_request_s = max((way.run(some, way.sizes[0]) - few_s) / max(1, some - 1), 1e-6)
-    tried = int(np.clip(0.5 * seconds / per_request_s, 1, given.requests))
-    taken = {size: way.run(tried, size) for size in way.sizes}
+    some = 2
+    while (found := timed(way, users=some, size=way.sizes[0])).seconds - found.fixed_s < 0.2 * seconds:
+        if some == given.users:
+            break
+        some = min(2 * some, given.users)
+    taken = {size: timed(way, users=some, size=size).s_per_user for size in way.sizes}
     best = min(taken, key=taken.__getitem__)
-    rate = tried / max(taken[best] - few_s * (tried > 1), 1e-3)
-    return best, int(np.clip(seconds * rate, 1, given.requests))
+    return best, int(np.clip(np.ceil(seconds / max(taken[best], 1e-9)), 2, given.users))
 
 
 @contextmanager
@@ -150,7 +178,7 @@ def ways_of(spark: SparkSession, task: ScoreShards, given: Input, *, rivals: Seq
     spoken = Spoken(spark, task, given)
     sizes = {"stage": BATCH_PAIRS_TRIED, "pairs": PAIRS_TRIED, "udf": REQUESTS_TRIED, "pandas": REQUESTS_TRIED}
     ways = {
-        name: Way(_timed(getattr(spoken, name)), tried) for name, tried in sizes.items() if name in (*_OURS, *rivals)
+        name: Way(_of_job(getattr(spoken, name)), tried) for name, tried in sizes.items() if name in (*_OURS, *rivals)
     }
     ways["loop"] = Way(_loop(task, given), BATCH_PAIRS_TRIED)
     with ExitStack() as running:
@@ -164,9 +192,9 @@ def in_batches(task: ScoreShards, batch_pairs: int) -> ScoreShards:
     return replace(task, settings=replace(task.settings, batch_pairs=batch_pairs))
 
 
-def _timed(made: Callable[[int, int], DataFrame]) -> Callable[[int, int], float]:
-    def run(requests: int, batch: int) -> float:
-        df = made(requests, batch)
+def _of_job(made: Callable[[int, int], DataFrame]) -> Callable[[int, int], float]:
+    def run(users: int, batch: int) -> float:
+        df = made(users, batch)
         started_s = time.perf_counter()
         df.write.format("noop").mode("overwrite").save()
         return time.perf_counter() - started_s
@@ -175,8 +203,8 @@ def _timed(made: Callable[[int, int], DataFrame]) -> Callable[[int, int], float]
 
 
 def _loop(task: ScoreShards, given: Input) -> Callable[[int, int], float]:
-    def run(requests: int, batch_pairs: int) -> float:
-        table = pq.read_table(given.path, filters=[(Col.USER_ID, "<", requests)]).drop_columns([USER_INDICES])
+    def run(users: int, batch_pairs: int) -> float:
+        table = pq.read_table(given.path, filters=[(Col.USER_ID, "<", users)]).drop_columns([USER_INDICES])
         [batch] = table.combine_chunks().to_batches()
         scorer = task_scorer(in_batches(task, batch_pairs))
         started_s = time.perf_counter()
@@ -199,16 +227,21 @@ def _ray(task: ScoreShards, given: Input) -> Iterator[Callable[[int, int], float
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **known}
     ) as process:
 
-        def run(requests: int, batch: int) -> float:
-            print(json.dumps({"requests": requests, "batch": batch}), file=process.stdin, flush=True)
-            # Ray has things to say on standard output too.
-            for line in cast("IO[str]", process.stdout):
-                if line.startswith('{"seconds"'):
-                    return float(json.loads(line)["seconds"])
+        def run(users: int, batch: int) -> float:
+            with suppress(BrokenPipeError):
+                print(json.dumps({"users": users, "batch": batch}), file=process.stdin, flush=True)
+                # Ray has things to say on standard output too.
+                for line in cast("IO[str]", process.stdout):
+                    if line.startswith('{"seconds"'):
+                        return float(json.loads(line)["seconds"])
             raise GesrError(f"{command[1]} ended with {process.wait()}; its last words are above")
 
         try:
             yield run
         finally:
-            cast("IO[str]", process.stdin).close()
-            process.wait(60)
+            with suppress(BrokenPipeError):
+                cast("IO[str]", process.stdin).close()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
