@@ -104,8 +104,8 @@ def score_udf(
         ds: the day whose item states and request time to use.
         checkpoint: a model's name, `<model>/<id>` or a folder; default: the newest of `training.model`.
 
-    Rows of one user must stand side by side (sorted by shard, user_id, request) to be merged; the result stands at the
-    user's first row, and `candidates_in` is null at the others.
+    Rows of one user must stand side by side (sorted by shard, part, user_id, request) to be merged; the result stands
+    at the user's first row, and `candidates_in` is null at the others.
 
     Raises:
         InputError: there is no such checkpoint, or it has no item states for `ds`.

@@ -53,12 +53,13 @@ def pin_newest(
         spark: the session.
         config: the resolved configuration.
         args: the command line.
-        known: pins whose digests hold where the version is the same; histories may then have moved on.
+        known: pins whose digests hold where the version is the same, and whose parts and form are taken over; histories
+            may then have moved on.
         log_plan: say what a run would read (`--dry-run`).
 
     Raises:
         InputError: a table, column, day, checkpoint or item states are missing.
-        ConfigurationError: the device that is configured is not there.
+        ConfigurationError: the device that is configured is not there, or no form that is allowed keeps the overlap.
     """
     checkpoint, scoring = asked_checkpoint(config, args), config.scoring
     states = resolve_item_states(config.folder("item_states"), checkpoint_id=checkpoint.checkpoint_id, ds=args.ds)
@@ -78,11 +79,7 @@ def pin_newest(
         raise InputError(
             f"candidates ({inputs[Role.CANDIDATES].location}) has no row for ds {args.ds}; its newest: {days}"
         )
-    form = (
-        known.form
-        if known
-        else _decide_form(spark, inputs, task, tables, checkpoint=checkpoint, config=config, ds=args.ds)
-    )
+    form = known.form if known else _decide_form(spark, inputs, task, checkpoint=checkpoint, config=config, ds=args.ds)
     pins = Pins(
         tables,
         {"path": str(checkpoint.path), "id": checkpoint.checkpoint_id, "model": checkpoint.model_name},
@@ -151,7 +148,6 @@ def _decide_form(
     spark: SparkSession,
     inputs: Mapping[Role, InputTable],
     task: ScoreShards,
-    tables: Mapping[str, PinnedTable],
     *,
     checkpoint: Checkpoint,
     config: Config,
@@ -161,8 +157,8 @@ def _decide_form(
     scoring = config.scoring
     allowed = forms_of(scoring.precision, scoring.compile)
     if allowed == [EXACT]:
-        return vars(EXACT)
-    users = int(tables[Role.CANDIDATES.value].digest.split(":")[0])
+        return {}
+    users = inputs[Role.CANDIDATES].df.select(Col.USER_ID).distinct().count()
     sample = sampled_requests(inputs, checkpoint, scoring, ds=ds, users=users)
     profile = gpu_profile(spark, wanted=scoring.device, workers_per_gpu=scoring.workers_per_gpu)
     log.info("trying %s on some requests", ", ".join(map(str, allowed)))

@@ -30,7 +30,7 @@ from gesr_core.model.attention import Attention, SeenHistory
 from gesr_core.model.codebook import Codebooks, squared_distances
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
 from gesr_core.model.sizes import ModelSizes
-from gesr_core.model.towers import Categories, EventTokens, HistoryProfile, ItemTower, mlp
+from gesr_core.model.towers import Categories, EventTokens, ExactLinear, HistoryProfile, ItemTower, exact_product, mlp
 
 # Names of what an item keeps beside its vector and its token; latents and losses are kept while training only.
 CODES, ECHO, LATENT, ITEM_LOSS = "codes_RQ", "echo_RD", "latent_RD", "item_loss_R"
@@ -82,7 +82,7 @@ class Towers(nn.Module):
         self.history = Attention(width=width, heads=heads)
         self.attended = Attention(width=width, heads=heads)
         self.user = mlp(2 * width + self.activity.width_out, 2 * width, width, dropout=dropout)
-        self.tasks = nn.Linear(width, width * tasks)
+        self.tasks = ExactLinear(width, width * tasks)
         self.log_scale_Y = nn.Parameter(torch.full((tasks,), math.log(_FIRST_SCALE)))
         # The base rate from the start, as in the two-tower.
         self.bias_Y = nn.Parameter(torch.tensor(list(sizes.task_logits), dtype=torch.float32))
@@ -99,7 +99,7 @@ class Towers(nn.Module):
 
     def forward(self, unit_BYD: Tensor, item_BND: Tensor) -> Tensor:
         """Return logits_BNY: the scaled cosine of user and item, and the task's bias; item vectors have length 1."""
-        return item_BND @ unit_BYD.transpose(1, 2) * self.log_scale_Y.exp() + self.bias_Y
+        return exact_product(item_BND, unit_BYD.transpose(1, 2)) * self.log_scale_Y.exp() + self.bias_Y
 
 
 class FoundLogit(nn.Module):

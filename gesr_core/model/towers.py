@@ -28,6 +28,21 @@ def mlp(width_in: int, width_hidden: int, width_out: int, *, dropout: float) -> 
     )
 
 
+class ExactLinear(nn.Linear):
+    """A linear layer of the logit itself: in its weights' precision also under autocast, and never stored in less."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return what `nn.Linear` does."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
+
+
+def exact_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ right in the precision of `right`, also under autocast."""
+    with torch.autocast(right.device.type, enabled=False):
+        return left.to(right.dtype) @ right
+
+
 class Categories(nn.Module):
     """Categorical features side by side, one table each; a feature of several columns (lists of values) is the mean of
     its values' embeddings.
@@ -203,14 +218,14 @@ class TaskDot(nn.Module):
     """The primary logit: per task, a user's task vector times the item vector, and a bias.
 
     The task vector is a projection of the user vector, and of the mean of the item vectors of the user's history: an
-    item like those of the history scores high from the first step on. Under autocast it stays as precise as its
-    weights: rounded to 8 bits, a logit of 4 is known to 0.008, which is further than candidates lie apart.
+    item like those of the history scores high from the first step on. Under autocast it stays exact: rounded to 8 bits,
+    a logit of 4 is known to 0.008, which is further than candidates lie apart.
     """
 
     def __init__(self, *, width: int, task_logits: Sequence[float]) -> None:
         super().__init__()
-        self.project = nn.Linear(width, width * len(task_logits))
-        self.project_liked = nn.Linear(width, width * len(task_logits), bias=False)
+        self.project = ExactLinear(width, width * len(task_logits))
+        self.project_liked = ExactLinear(width, width * len(task_logits), bias=False)
         with torch.no_grad():
             self.project_liked.weight.copy_(torch.eye(width).repeat(len(task_logits), 1))
         # The base rate from the start: a learning rate of 1e-3 would need thousands of steps to reach a logit of -5.
@@ -218,16 +233,12 @@ class TaskDot(nn.Module):
 
     def user(self, user_BD: Tensor, liked_BD: Tensor) -> Tensor:
         """Return the task vectors user_BSD, once per request; `liked_BD` is the mean of the history's item vectors."""
-        dtype = self.bias_S.dtype
-        with torch.autocast(user_BD.device.type, enabled=False):
-            projected = self.project(user_BD.to(dtype)) * user_BD.shape[-1] ** -0.5
-            projected = projected + self.project_liked(liked_BD.to(dtype))
+        projected = self.project(user_BD) * user_BD.shape[-1] ** -0.5 + self.project_liked(liked_BD)
         return projected.unflatten(-1, (len(self.bias_S), user_BD.shape[-1]))
 
     def forward(self, user_BSD: Tensor, item_BND: Tensor) -> Tensor:
         """Return logits_BNS."""
-        with torch.autocast(item_BND.device.type, enabled=False):
-            return item_BND.to(user_BSD.dtype) @ user_BSD.transpose(1, 2) + self.bias_S
+        return exact_product(item_BND, user_BSD.transpose(1, 2)) + self.bias_S
 
 
 def _embedded(table: nn.Module, index_RW: Tensor) -> Tensor:

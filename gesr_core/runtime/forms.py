@@ -1,8 +1,8 @@
 """In which form a model is run: in which precision, and whether compiled. No JVM.
 
 fp32, as it lies in the checkpoint, is the reference; every other form is compared with it on requests of the day
-(trial.py) before it scores any. What must not be rounded stays fp32 in each: ages, numbers as tables have them, the
-primary logit, and the sum of logits.
+(trial.py) before score_daily scores any. What must not be rounded stays fp32 in each: the buckets that ages fall into,
+what hard matching and event signals compare, the products and sums of the primary logit, and the sum of logits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gesr_core.errors import ConfigurationError
 from gesr_core.model.build import Model
 from gesr_core.model.inputs import History, ItemState, UserFeatures
-from gesr_core.model.towers import TaskDot
+from gesr_core.model.towers import ExactLinear
 from gesr_core.ops.fp8 import MULTIPLE, has_fp8_products, linear_fp8, quantise_rows
 
 Precision = Literal["fp32", "bf16", "fp8"]
@@ -37,6 +37,7 @@ Logits = Callable[[History, ItemState, UserFeatures, ItemState], Tensor]
 class Form:
     """`bf16`: matrix products of bfloat16 numbers, summed in fp32. `fp8`: and those of large linear layers of float8
     numbers. `compiled`: by torch.compile, once per worker for all shapes; `graphs`: and replayed from CUDA graphs.
+    Compiled kernels may follow the first shapes that a worker sees: they repeat up to rounding, and not bit for bit.
     """
 
     precision: Precision = "fp32"
@@ -64,10 +65,9 @@ def lowered(model: nn.Module, precision: Precision) -> nn.Module:
     if precision == "fp32":
         return model
     model = copy.deepcopy(model)
-    exact = {part for dot in model.modules() if isinstance(dot, TaskDot) for part in dot.modules()}
     for module in list(model.modules()):
         for name, layer in module.named_children():
-            if not isinstance(layer, nn.Linear) or layer in exact:
+            if not isinstance(layer, nn.Linear) or isinstance(layer, ExactLinear):
                 continue
             if precision == "fp8" and Fp8Linear.suits(layer):
                 setattr(module, name, Fp8Linear(layer))

@@ -111,7 +111,8 @@ class Scorer:
             actions: the vocabulary of actions.
             settings: what the scores depend on besides.
             device: where the model runs.
-            overlap: decode and encode in threads while the device computes; by default where it is not the CPU itself.
+            overlap: decode and encode in threads while the device computes; by default where it is not the CPU itself,
+                and replays no CUDA graphs.
             halved: how often to halve which micro-batches, as `WindowStats` of an earlier run recorded it.
             load_s: what loading all this took, for the stats.
             counted_bytes: what requests of a shape need with this model, as other scorers counted it; added to.
@@ -125,7 +126,9 @@ class Scorer:
         self.actions = tuple(actions)
         self.settings = settings
         self.device = device
-        self.overlap = device.type != "cpu" if overlap is None else overlap
+        # CUDA graphs belong to the thread that recorded them.
+        ahead = device.type != "cpu" and settings.compiled != "graphs"
+        self.overlap = ahead if overlap is None else overlap
         self.halved = halved or {}
         self.load_s = load_s
         self._logits = logits or logits_of(model, Form(settings.precision, settings.compiled), device=device)
@@ -315,6 +318,11 @@ class Scorer:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Say whether an error is want of memory, on a GPU or in a CPU's allocator."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def is_broken_device(error: BaseException) -> bool:
+    """Say whether a GPU cannot be used any more by this process, whatever is asked of it."""
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error) and not is_out_of_memory(error)
 
 
 def _numbered(cut: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, int]]:

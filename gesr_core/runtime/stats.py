@@ -24,10 +24,10 @@ class WindowStats:
     """One window of requests: sizes, seconds and bytes.
 
     `window` counts within the `part` of the shard from 0. `padded_pairs` and `padded_events` are what the model was
-    given, `pairs` and `events` what of it was real. `load_s` is what loading model and item states took, where this
-    window was the first to need them. `peak_bytes` is the most memory so far: of the device's allocator, on a CPU of
-    the process. `halved` names the micro-batches, by their number in the window, that had to be halved for want of
-    memory.
+    given (but for requests that fill up a CUDA graph's shape), `pairs` and `events` what of it was real. `load_s` is
+    what loading model and item states took, where this window was the first to need them. `peak_bytes` is the most
+    memory so far: of the device's allocator, on a CPU of the process. `halved` names the micro-batches, by their number
+    in the window, that had to be halved for want of memory.
     """
 
     window: int

@@ -6,6 +6,7 @@ score; the driver decides from it, once per run.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,10 +15,11 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from gesr_core.errors import ConfigurationError
+from gesr_core.errors import ConfigurationError, InputError
 from gesr_core.names import Col
 from gesr_core.runtime.forms import EXACT, Form
-from gesr_core.runtime.worker import ScoreShards, task_scorer
+from gesr_core.runtime.scorer import is_broken_device
+from gesr_core.runtime.worker import ScoreShards, forget_loaded, task_scorer
 
 # The first run of a form warms up: it compiles, and grows the caches.
 _REPEATS: Final = 3
@@ -30,7 +32,7 @@ class Trial:
 
     `overlap` is the mean share of a user's best K candidates in fp32 that are among the best K in this form, over the
     users with more than K candidates; `score_difference` the largest difference of a score that both have. `seconds` is
-    the fastest of some runs. With an `error` the form cannot be run here.
+    the fastest of some runs after a first, in which it is compiled. With an `error` the form cannot be run here.
     """
 
     precision: str
@@ -90,12 +92,17 @@ def try_forms(
             seconds, found = _timed(task, form, rows, gpu=gpu)
         # Whatever a compiler or a device that lacks something has to say: it is reported, and nothing was scored yet.
         except Exception as err:
+            if is_broken_device(err):
+                raise
             trials.append(
                 Trial(form.precision, form.compiled, error=f"{type(err).__name__}: {err}".split("\n")[0][:300])
             )
             continue
         difference, overlap = compare(exact, found, top_k=task.settings.top_k)
-        trials.append(Trial(form.precision, form.compiled, seconds, difference, overlap))
+        if math.isfinite(difference):
+            trials.append(Trial(form.precision, form.compiled, seconds, difference, overlap))
+        else:
+            trials.append(Trial(form.precision, form.compiled, error="scores that are not finite"))
     return trials
 
 
@@ -108,7 +115,7 @@ def compare(exact: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], *,
         both = scores.keys() & others.keys()
         differences = np.array([abs(scores[item] - others[item]) for item in both])
         # What is not finite differs without bound.
-        largest = max(largest, float(np.nan_to_num(differences, nan=np.inf).max(initial=0.0)))
+        largest = max(largest, float(np.where(np.isfinite(differences), differences, np.inf).max(initial=0.0)))
         if before[Col.CANDIDATES_SCORED] > top_k:
             overlaps.append(len(both) / len(scores))
     return largest, float(np.mean(overlaps)) if overlaps else 1.0
@@ -119,7 +126,10 @@ def choose_form(trials: Sequence[Trial], *, least_overlap: float, allowed: Seque
 
     Raises:
         ConfigurationError: none does.
+        InputError: nothing was tried, for there were no requests.
     """
+    if not trials:
+        raise InputError("no form of the model can be tried: the candidates that were sampled hold no request")
     kept = [t for t in trials if t.form in allowed and t.error is None and t.overlap >= least_overlap]
     if not kept:
         said = "; ".join(str(trial) for trial in trials if trial.form in allowed)
@@ -136,11 +146,15 @@ def _timed(
     settings = replace(task.settings, precision=form.precision, compiled=form.compiled)
     in_form = replace(task, settings=settings, trace_folder=None)
     seconds, found = [], []
-    for _ in range(1 + _REPEATS):
-        scorer = task_scorer(in_form, gpu=gpu)
-        started_s = time.perf_counter()
-        scored = list(scorer.score(iter(rows)))
-        seconds.append(time.perf_counter() - started_s)
-        columns = [Col.RANKED, Col.CANDIDATES_SCORED]
-        found = [row for batch in scored for row in batch.select(columns).to_pylist()]
+    try:
+        for _ in range(1 + _REPEATS):
+            scorer = task_scorer(in_form, gpu=gpu)
+            started_s = time.perf_counter()
+            scored = list(scorer.score(iter(rows)))
+            seconds.append(time.perf_counter() - started_s)
+            columns = [Col.RANKED, Col.CANDIDATES_SCORED]
+            found = [row for batch in scored for row in batch.select(columns).to_pylist()]
+    finally:
+        # Micro-batches are sized for one model and its item states on the device, not for those of all forms.
+        forget_loaded()
     return min(seconds[1:]), found

@@ -5,6 +5,7 @@ A worker process keeps what it has loaded, by content, so that a reused worker l
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections import OrderedDict
@@ -103,8 +104,20 @@ class ModelCache:
             self._kept.popitem(last=False)
         return self._kept[key], hit
 
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._kept.clear()
+
 
 _cache = ModelCache(CACHE_BYTES)
+
+
+def forget_loaded() -> None:
+    """Give back the memory of all that this process has loaded."""
+    _cache.clear()
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def task_scorer(task: ScoreShards, *, gpu: str | None = None) -> Scorer:
@@ -151,8 +164,8 @@ def traced(scored: Iterator[pa.RecordBatch], *, folder: Path) -> Iterator[pa.Rec
     if first is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    shard = first.column(Col.SHARD)[0].as_py()
-    profiler.export_chrome_trace(str(folder / f"shard-{shard}-{os.getpid()}.json.gz"))
+    shard, part = first.column(Col.SHARD)[0].as_py(), first.column(Col.STATS)[0].as_py()["part"]
+    profiler.export_chrome_trace(str(folder / f"shard-{shard}-{part}-{os.getpid()}.json.gz"))
     yield first
     yield from scored
 

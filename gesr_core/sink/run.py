@@ -41,8 +41,8 @@ class Pins:
     """Everything that a run reads. `inputs` is by role; the checkpoint and item states are by path and content id.
 
     `sizes` is how much a worker takes on at once, `parts` into how many parts the shards are cut that hold far more
-    pairs than others, `form` the model's precision and whether it is compiled, with the trials that decided it: they
-    change no more than roundings, but a resume has to repeat them.
+    pairs than others, `form` the model's precision and whether it is compiled, with the trials that decided it (empty:
+    as it was trained): a resume has to repeat them.
     """
 
     inputs: Mapping[str, PinnedTable]
@@ -134,8 +134,15 @@ class Run:
 
 
 def work_id(ds: str, target: str, generation: int, pins: Pins) -> str:
-    """Name the work of scoring `ds` from these pins on top of this generation."""
-    text = json.dumps([ds, target, generation, pins.to_json()], sort_keys=True)
+    """Name the work of scoring `ds` from these pins on top of this generation.
+
+    How long trials of the model's form took changes no score, and is another time each time.
+    """
+    named = pins.to_json()
+    named["form"] = {name: value for name, value in named["form"].items() if name != "trials"}
+    # What an earlier version did not pin is left out where it says nothing, so that its work keeps its name.
+    named = {name: value for name, value in named.items() if value or name not in ("parts", "form")}
+    text = json.dumps([ds, target, generation, named], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

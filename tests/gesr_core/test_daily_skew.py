@@ -19,7 +19,7 @@ from gesr_core.sink.work import Work
 from jobs import score_daily
 from tests.toy import DS, ITEMS, Toy, toy_config, write_plain, write_rows
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
 SHARDS, HEAVY, MANY = 6, 2, 200_000
 # Sizes of real requests, not the toy's.
@@ -75,6 +75,7 @@ def test_a_shard_ten_times_the_others_is_cut_and_scored_as_if_it_were_not(
     run = open_run(spark, toy_config(toy.root, skewed), args)
     assert run.run.pins.parts == {HEAVY: 4}
     assert "shard 2 holds 4.0 times the mean pairs of a shard: cut into 4 parts" in caplog.text
+    assert next(run.waves()) == [0, 1]
     attempt_id = run.stage([1, HEAVY])
     staged = run.day.staging().where(F.col("attempt_id") == attempt_id).where("stats is not null")
     pairs = {(r["shard"], r["stats"]["part"]): r["stats"]["pairs"] for r in staged.collect()}

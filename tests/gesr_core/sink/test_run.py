@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 from dataclasses import replace
 
@@ -38,6 +39,21 @@ def test_unfinished_work_is_resumed_from_its_own_pins() -> None:
 def test_published_or_other_work_is_not_resumed(generation: int, checkpoint_id: str | None, configuration: str) -> None:
     found = unfinished([RUN.opening()], generation=generation, checkpoint_id=checkpoint_id, configuration=configuration)
     assert found is None
+
+
+def test_work_is_named_by_what_is_scored_and_not_by_how_long_trials_took() -> None:
+    def named(**changes: object) -> str:
+        return replace(RUN, pins=replace(PINS, **changes)).work_id  # type: ignore[arg-type]
+
+    assert named(form={"precision": "bf16", "compiled": "off", "trials": [{"seconds": 1.0}]}) == named(
+        form={"precision": "bf16", "compiled": "off", "trials": [{"seconds": 1.1}]}
+    )
+    others = [named(form={"precision": "bf16", "compiled": "off"}), named(parts={3: 2}), named(parts={3: 4}), named()]
+    assert len(set(others)) == 4
+    # Work of a version that knew neither parts nor forms keeps its name.
+    pins = {name: value for name, value in PINS.to_json().items() if name not in ("parts", "form")}
+    text = json.dumps([RUN.ds, RUN.target, RUN.generation, pins], sort_keys=True)
+    assert named() == hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def test_a_run_that_the_ledger_lacks_is_an_error() -> None:
