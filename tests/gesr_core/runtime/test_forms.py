@@ -70,8 +70,8 @@ def test_item_states_are_stored_rounded_on_a_gpu_alone_and_but_for_the_vectors()
     index = ItemIndex.build(torch.arange(len(items.vector_RD)))
     kept, _ = on_device(items, index, device=CPU, limit_bytes=None, precision="bf16")
     assert kept is items
-    # Rounded when they are read, they score the same.
-    assert torch.equal(logits(model, BF16, lower_items=False), logits(model, BF16))
+    difference = (logits(model, BF16, lower_items=False) - logits(model, BF16)).abs().max()
+    assert 0 < difference <= 4 * 2**-8
 
 
 def test_lowering_leaves_the_given_model_as_it_is() -> None:
