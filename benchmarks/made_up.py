@@ -157,7 +157,7 @@ def make_requests(world: World, *, lengths: np.ndarray, counts: np.ndarray, seed
             Col.REQUEST: pa.array(np.zeros(users, dtype=np.int32)),
             Col.HISTORY_ITEM_ID: _lists(history, start_E),
             Col.HISTORY_TIME_S: _lists(times_s, start_E),
-            Col.HISTORY_ACTION: _lists(np.full(events, "buy"), start_E),
+            Col.HISTORY_ACTION: _lists(pa.repeat("buy", events), start_E),
             Col.HISTORY_VALUE: _lists(rng.exponential(50.0, events), start_E),
             Col.CANDIDATE_ITEM_ID: _lists(candidates, start_P),
             Col.REJECTED: rejected,
@@ -203,5 +203,5 @@ def _numbers(count: int) -> tuple[str, ...]:
     return tuple(sorted(map(str, range(count))))
 
 
-def _lists(values: np.ndarray, offsets: np.ndarray) -> pa.ListArray:
+def _lists(values: np.ndarray | pa.Array, offsets: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))

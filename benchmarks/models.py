@@ -34,8 +34,8 @@ _MODELS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _CANDIDATES: Final = (100, 1_000, 10_000)
 _TARQ_OF_GESR, _OVER_COUNTED = 0.35, 1.33
-# As many as fit a run's memory.
-_MOST_PAIRS: Final = 10_000_000
+# Pairs and events, as many as fit a run's memory.
+_MOST_ROWS: Final = 10_000_000
 Row = dict[str, Any]
 _CPU: Final = torch.device("cpu")
 
@@ -130,7 +130,7 @@ def _rows(
     }
     ways, best = {}, {}
     for name, world in worlds.items():
-        most = int(np.clip(args.seconds * peak / flops[name], 2, _MOST_PAIRS // candidates))
+        most = int(np.clip(args.seconds * peak / flops[name], 2, _MOST_ROWS // (candidates + args.history)))
         place = folder / name
         given = write_input(world, place, history_length=args.history, candidates=candidates, users=most)
         request = min(candidates, world.config.scoring.max_candidates_per_request)

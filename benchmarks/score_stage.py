@@ -99,7 +99,7 @@ def _row(
     pair_flops = request_flops(world, history_length=history_length, candidates=1)
     peak = gemm_peak(torch.float32, device=_CPU)
     # What the scorer does at best: nobody needs more for runs of the time asked for.
-    most = int(np.clip(args.seconds * peak / flops, 2, 40_000))
+    most = int(np.clip(args.seconds * peak / flops, 2, 20_000))
     given = write_input(world, folder, history_length=history_length, candidates=candidates, users=most)
     task = replace(saved, settings=settings_for(world, candidates=candidates))
     found: dict[str, list[Timed]] = {}
