@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pyspark.resource import ResourceProfile
 from pyspark.sql import DataFrame, SparkSession
 
 from gesr_core.config import Config
@@ -79,7 +80,10 @@ def pin_newest(
         raise InputError(
             f"candidates ({inputs[Role.CANDIDATES].location}) has no row for ds {args.ds}; its newest: {days}"
         )
-    form = known.form if known else _decide_form(spark, inputs, task, checkpoint=checkpoint, config=config, ds=args.ds)
+    if known:
+        form = known.form
+    else:
+        form = _decide_form(inputs, task, profile=profile, checkpoint=checkpoint, config=config, ds=args.ds)
     pins = Pins(
         tables,
         {"path": str(checkpoint.path), "id": checkpoint.checkpoint_id, "model": checkpoint.model_name},
@@ -145,10 +149,10 @@ def _parts(candidates: DataFrame, *, shards: int) -> dict[int, int]:
 
 
 def _decide_form(
-    spark: SparkSession,
     inputs: Mapping[Role, InputTable],
     task: ScoreShards,
     *,
+    profile: ResourceProfile | None,
     checkpoint: Checkpoint,
     config: Config,
     ds: str,
@@ -160,7 +164,6 @@ def _decide_form(
         return {}
     users = inputs[Role.CANDIDATES].df.select(Col.USER_ID).distinct().count()
     sample = sampled_requests(inputs, checkpoint, scoring, ds=ds, users=users)
-    profile = gpu_profile(spark, wanted=scoring.device, workers_per_gpu=scoring.workers_per_gpu)
     log.info("trying %s on some requests", ", ".join(map(str, allowed)))
     tried = sample.mapInArrow(OnGrantedGpu(TryForms(task, tuple(allowed))), TRIAL_TYPE, profile=profile)
     trials = [Trial(**row.asDict()) for row in tried.collect()]
