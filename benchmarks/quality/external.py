@@ -44,7 +44,7 @@ _SASREC: Final[Mapping[str, Any]] = {
     "negatives": 16,
 }  # fmt: skip
 CHOICES: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
-    "ease": tuple({**_EASE, "regularization": value} for value in (50.0, 250.0, 1000.0)),
+    "ease": tuple({**_EASE, "regularization": value} for value in (0.03, 0.1, 1.0, 10.0, 50.0, 250.0, 1000.0)),
     "sasrec": tuple({**_SASREC, "epochs": value} for value in (2, 4)),
 }
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ import torch
 from rectools import Columns
 from rectools.dataset import Dataset, IdMap, Interactions
 from rectools.models import EASEModel, SASRecModel
+from scipy.linalg import lapack
 
 _BLOCK_USERS = 256
 _CHECKED_USERS = 20
@@ -40,7 +42,8 @@ def _fit(settings: dict[str, Any]) -> tuple[Any, Dataset]:
     dataset = Dataset.construct(events)
     if settings["model"] == "ease":
         model: Any = EASEModel(regularization=settings["regularization"], recommend_n_threads=1)
-        model.fit(dataset)
+        with mock.patch.object(np.linalg, "inv", _inverse):
+            model.fit(dataset)
         # EASE's values are X B (Steck 2019, with B_ij = -P_ij / P_jj); RecTools 0.19 ranks by X B^T, which values an
         # item by what it says of others.
         model.weight = np.ascontiguousarray(model.weight.T)
@@ -53,6 +56,19 @@ def _fit(settings: dict[str, Any]) -> tuple[Any, Dataset]:
     )  # fmt: skip
     model.fit(dataset)
     return model, dataset
+
+
+def _inverse(gram: np.ndarray) -> np.ndarray:
+    """Return the inverse of a positive definite matrix, by Cholesky: n^3 multiplications, where numpy's takes 8/3 n^3.
+
+    It takes the place of numpy's while RecTools fits, which calls that by name.
+    """
+    factor, failed = lapack.spotrf(gram, lower=True)
+    inverse, failed_too = lapack.spotri(factor, lower=True, overwrite_c=True)
+    if failed or failed_too:
+        raise np.linalg.LinAlgError("the Gram matrix is not positive definite")
+    lower = np.tril(inverse)
+    return lower + np.tril(inverse, -1).T
 
 
 def _score(fitted: tuple[Any, Dataset], settings: dict[str, Any]) -> np.ndarray:
