@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final, cast
 
 import torch
@@ -14,6 +15,7 @@ from gesr_core.model.build import Model
 from gesr_core.model.inputs import History, UserFeatures
 
 _SIZES: Final = (256, 512, 1024)
+_GPU_SIZES: Final = (4096, 8192)
 
 
 @torch.inference_mode()
@@ -39,13 +41,17 @@ def request_flops(world: World, *, history_length: int, candidates: int) -> int:
 
 def gemm_peak(dtype: torch.dtype, *, device: torch.device, seconds: float = 0.5) -> float:
     """Return the highest rate, in multiplications and additions per second, of square matrix products of some sizes."""
+    wait: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    sizes = _GPU_SIZES if device.type == "cuda" else _SIZES
     best = 0.0
-    for size in _SIZES:
+    for size in sizes:
         left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
         left @ right
-        ends_s = time.perf_counter() + seconds / len(_SIZES)
+        wait()
+        ends_s = time.perf_counter() + seconds / len(sizes)
         while time.perf_counter() < ends_s:
             started_s = time.perf_counter()
             left @ right
+            wait()
             best = max(best, 2 * size**3 / (time.perf_counter() - started_s))
     return best

@@ -1,8 +1,8 @@
 """`python -m benchmarks.histories`: a day's update of the histories against a rebuild of 120 days, by the job itself.
 
-Made-up events of a shop: so many a day, by users drawn at random. In each repeat one event is delivered and updated
-(what an update costs whatever it does), then a whole day, then everything is rebuilt. Progress to stderr, one JSON line
-to stdout.
+Made-up events of a shop: visits of users drawn at random, seven events each, as Ta Feng has them. In each repeat
+one event is delivered and updated (what an update costs whatever it does), then a whole day, then everything is
+rebuilt. Progress to stderr, one JSON line to stdout.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from pyspark.sql import SparkSession, functions as F
 
 from benchmarks.line import RESULTS, emit, goal, goal_in_words, machine, versions
+from benchmarks.sessions import all_cores
 from gesr_core.config import PROJECT_ROOT, Config, load_config
 from gesr_core.io.changes import CHANGE_FEED_PROPERTY
-from gesr_core.io.session import open_session
 from gesr_core.io.tables import read_table
 from gesr_core.names import Col, Role
 from gesr_core.schema import written_columns
@@ -38,13 +37,14 @@ _DAYS: Final = 120
 _SHARE: Final = 3 / _DAYS
 _FIRST_DAY: Final = dt.date(2024, 1, 1)
 _ITEMS: Final = 100_000
+_VISIT: Final = 7
 
 
 def main(argv: Sequence[str]) -> None:
     """Build, update, rebuild, compare, report."""
     args = _parse(argv)
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, _session(Path(folder)) as spark:
+    with tempfile.TemporaryDirectory() as folder, all_cores("histories", Path(folder)) as spark:
         options = ["--set", f"tables.root={folder}/tables"]
         config = load_config("local", overrides=options[1::2])
         columns = written_columns(Role.EVENTS)
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         "versions": versions(("pyspark", "delta-spark")),
         "settings": {
             "days": _DAYS, "events_per_day": args.per_day, "users": args.users, "users_with_history": users,
-            "users_with_events_on_the_last_day": touched,
+            "users_with_events_on_the_last_day": touched, "events_of_a_visit": _VISIT,
             "master": "local[*]", "repeats": args.repeats, "change_data_feed": True,
         },
         "rows": rows,
@@ -104,18 +104,19 @@ def _update(options: Sequence[str], *, day: int) -> float:
 def _deliver(spark: SparkSession, config: Config, *, first_day: int, days: int, per_day: int, users: int) -> None:
     """Append events of some days."""
     number = F.col("id") + first_day * per_day
+    visit = F.floor(number / _VISIT)
 
-    def drawn(salt: int, count: int) -> Any:
-        return F.pmod(F.xxhash64(number, F.lit(salt)), F.lit(count))
+    def drawn(what: Any, salt: int, count: int) -> Any:
+        return F.pmod(F.xxhash64(what, F.lit(salt)), F.lit(count))
 
     day = F.lit(first_day) + (F.col("id") / per_day).cast("int")
-    second = F.unix_seconds(F.lit(f"{_FIRST_DAY} 00:00:00").cast("timestamp")) + day * 86_400 + drawn(3, 86_400)
+    second = F.unix_seconds(F.lit(f"{_FIRST_DAY} 00:00:00").cast("timestamp")) + day * 86_400 + drawn(visit, 3, 86_400)
     columns = {
-        Col.USER_ID: drawn(1, users),
-        Col.ITEM_ID: drawn(2, _ITEMS),
+        Col.USER_ID: drawn(visit, 1, users),
+        Col.ITEM_ID: drawn(number, 2, _ITEMS),
         Col.EVENT_TS: F.timestamp_seconds(second),
         Col.ACTION: F.lit("buy"),
-        Col.VALUE: drawn(4, 100).cast("double"),
+        Col.VALUE: drawn(number, 4, 100).cast("double"),
         Col.DS: F.date_format(F.timestamp_seconds(second), "yyyy-MM-dd"),
     }
     events = spark.range(days * per_day).select(*(column.alias(name) for name, column in columns.items()))
@@ -129,15 +130,6 @@ def _content(spark: SparkSession, config: Config) -> Any:
 
 def _ds(day: int) -> str:
     return (_FIRST_DAY + dt.timedelta(days=day)).isoformat()
-
-
-@contextmanager
-def _session(folder: Path) -> Iterator[SparkSession]:
-    own = {"spark.driver.memory": "6g", "spark.sql.warehouse.dir": str(folder / "warehouse")}
-    keys = {**load_config("local").spark, **own}
-    with open_session("histories", spark_keys=keys) as spark:
-        spark.sparkContext.setLogLevel("ERROR")
-        yield spark
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -22,7 +22,8 @@ from pyspark.sql import SparkSession
 from benchmarks.counted import gemm_peak, request_flops
 from benchmarks.line import RESULTS, emit, goal, goal_in_words, machine, versions
 from benchmarks.made_up import WHOLE_GESR, World, make_world, settings_for, write_world
-from benchmarks.ways import BATCH_PAIRS_TRIED, Timed, best_size, one_core, timed, ways_of, write_input
+from benchmarks.sessions import one_core
+from benchmarks.ways import BATCH_PAIRS_TRIED, Timed, best_size, timed, ways_of, write_input
 from gesr_core.config import PROJECT_ROOT
 
 log = logging.getLogger("benchmarks.models")

@@ -13,8 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -25,9 +24,9 @@ from pyspark.sql import Column, SparkSession, functions as F
 
 from benchmarks.line import RESULTS, emit, goal, goal_in_words, machine, versions
 from benchmarks.made_up import AGES, DS, ID_START, ID_STEP, PLACES, WHOLE_GESR, make_world, settings_for, write_world
+from benchmarks.sessions import all_cores
 from gesr_core.config import PROJECT_ROOT, Config, load_config
 from gesr_core.dates import request_time
-from gesr_core.io.session import open_session
 from gesr_core.names import Col, Role
 from gesr_core.schema import written_columns
 from gesr_core.sink.ledger import read_ledger
@@ -49,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     """Score days of every size, and report."""
     args = _parse(argv)
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, _session(Path(folder)) as spark:
+    with tempfile.TemporaryDirectory() as folder, all_cores("scaling", Path(folder)) as spark:
         world = make_world("gesr", *WHOLE_GESR, max_history=_EVENTS, items=_ITEMS, device=torch.device("cpu"))
         write_world(world, Path(folder), settings=settings_for(world, candidates=_CANDIDATES))
         # The JVM compiles and workers start: not what a size costs.
@@ -167,14 +166,6 @@ def _write_tables(spark: SparkSession, config: Config, *, users: int) -> None:
 def _append(spark: SparkSession, config: Config, role: Role, df: Any, columns: dict[str, Column]) -> None:
     create_table(spark, config.table(role), written_columns(role))
     append(df.select(*(column.alias(name) for name, column in columns.items())), config.table(role))
-
-
-@contextmanager
-def _session(folder: Path) -> Iterator[SparkSession]:
-    own = {"spark.driver.memory": "6g", "spark.sql.warehouse.dir": str(folder / "warehouse")}
-    with open_session("scaling", spark_keys={**load_config("local").spark, **own}) as spark:
-        spark.sparkContext.setLogLevel("ERROR")
-        yield spark
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

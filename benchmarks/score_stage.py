@@ -30,6 +30,7 @@ from benchmarks.counted import gemm_peak, request_flops
 from benchmarks.line import RESULTS, emit, goal, goal_in_words, machine, versions
 from benchmarks.made_up import WHOLE_GESR, World, make_world, settings_for, write_world
 from benchmarks.plain import COLUMNS, USER_INDICES, BestOfFrames, pair_predictor
+from benchmarks.sessions import one_core
 from benchmarks.ways import (
     BATCH_PAIRS_TRIED,
     PAIRS_TRIED,
@@ -38,7 +39,6 @@ from benchmarks.ways import (
     Input,
     Timed,
     best_size,
-    one_core,
     timed,
     ways_of,
     write_input,

@@ -23,10 +23,9 @@ from pyspark.sql import DataFrame, SparkSession, functions as F, types as T
 from benchmarks.environments import environment
 from benchmarks.made_up import World, cut_requests, make_requests
 from benchmarks.plain import COLUMNS, USER_INDICES, BestOfFrames, pair_predictor, result_fields
-from gesr_core.config import PROJECT_ROOT, load_config
+from gesr_core.config import PROJECT_ROOT
 from gesr_core.errors import GesrError
 from gesr_core.executors import OnGrantedGpu
-from gesr_core.io.session import open_session
 from gesr_core.names import Col
 from gesr_core.runtime.worker import ScoreShards, task_scorer
 from gesr_core.udf import result_fields as stage_fields
@@ -98,27 +97,6 @@ class Spoken:
 
     def _rows(self, users: int) -> DataFrame:
         return self.spark.read.parquet(str(self.given.path)).where(F.col(Col.USER_ID) < users).coalesce(1)
-
-
-@contextmanager
-def one_core(name: str, folder: Path) -> Iterator[SparkSession]:
-    """Yield a session with one core for all that it starts, JVM and workers, whose own files go into a folder."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})
-    keys = {
-        **load_config("local").spark,
-        "spark.master": "local[1]",
-        "spark.driver.memory": "4g",
-        "spark.sql.warehouse.dir": str(folder / "warehouse"),
-        # The whole input is one task's.
-        "spark.sql.files.maxPartitionBytes": "8g",
-    }
-    try:
-        with open_session(name, spark_keys=keys) as spark:
-            spark.sparkContext.setLogLevel("ERROR")
-            yield spark
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
 def write_input(world: World, folder: Path, *, history_length: int, candidates: int, users: int) -> Input:

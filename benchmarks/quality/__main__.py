@@ -10,18 +10,17 @@ import argparse
 import fnmatch
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.line import RESULTS, emit, goal_in_words, machine, versions
 from benchmarks.quality.bootstrap import RESAMPLES
 from benchmarks.quality.goals import judge
 from benchmarks.quality.plan import BOTH, CELLS, SEARCH, TRAINING, TRIALS
-from benchmarks.quality.prepared import Prepared, open_prepared
+from benchmarks.quality.prepare import prepared_apart
+from benchmarks.quality.prepared import Prepared
 from benchmarks.quality.report import Comparisons, Data, rows, table
 from benchmarks.quality.run import LIBRARIES, Job, jobs_of, run_jobs
 from benchmarks.quality.search import best_first, trial_in_words, trial_row
@@ -40,10 +39,10 @@ def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
     started_s = time.monotonic()
     budget_s = 60 * (args.budget_min or (_QUICK_BUDGET_MIN if args.quick else _BUDGET_MIN))
-    plan = SEARCH if args.search else CELLS
+    plan = SEARCH if args.search else [cell for cell in CELLS if not cell.of_frontier]
     cells = [cell for cell in plan if any(fnmatch.fnmatch(cell.name, pattern) for pattern in args.only)]
     cells = [cell.quickly() for cell in cells] if args.quick else cells
-    prepared = {data: _prepared(data, quick=args.quick) for data in args.data}
+    prepared = {data: prepared_apart(data, quick=args.quick) for data in args.data}
     jobs = jobs_of(cells, prepared)
     left_s = budget_s - (time.monotonic() - started_s)
     jobs = run_jobs(jobs, prepared, workers=args.workers, budget_s=left_s)
@@ -119,15 +118,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _prepared(data: str, *, quick: bool) -> Prepared:
-    """Prepare in a process of its own, which gives the JVM's memory back."""
-    command = [sys.executable, "-m", "benchmarks.quality.prepare", data, *(["--quick"] if quick else [])]
-    done = subprocess.run(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise GesrError(f"{data} could not be prepared: see above")
-    return open_prepared(Path(done.stdout.strip().splitlines()[-1]))
-
-
 def _comparisons(data: str, prepared: Prepared, jobs: Sequence[Job]) -> Comparisons | None:
     cells: dict[str, list[Result]] = {}
     for job in jobs:
@@ -148,7 +138,11 @@ def _line(
         "resamples": RESAMPLES, "elapsed_s": round(elapsed_s),
         "prepared": {data: dict(found.data.facts) for data, found in comparisons.items()},
         "training": {name or "every model": list(overrides) for name, overrides in TRAINING.items()},
-        "cells": {cell.name: [cell.model, *cell.overrides] for cell in CELLS if cell.kind == "trained"},
+        "cells": {
+            cell.name: [cell.model, *cell.overrides]
+            for cell in CELLS
+            if cell.kind == "trained" and not cell.of_frontier
+        },
     }  # fmt: skip
     return {
         "benchmark": "quality",

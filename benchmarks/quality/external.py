@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from benchmarks.environments import environment
+from benchmarks.quality import ml_100k, ta_feng
 from benchmarks.quality.folders import ROOT, code_hash, key_of
 from benchmarks.quality.measures import ALL, measure
 from benchmarks.quality.prepared import REQUEST_ID, Prepared, TestSet, open_prepared
@@ -43,10 +44,18 @@ _SASREC: Final[Mapping[str, Any]] = {
     # About 25 CPU seconds an epoch of Ta Feng.
     "negatives": 16,
 }  # fmt: skip
-CHOICES: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
-    "ease": tuple({**_EASE, "regularization": value} for value in (0.03, 0.1, 1.0, 10.0, 50.0, 250.0, 1000.0)),
-    "sasrec": tuple({**_SASREC, "epochs": value} for value in (2, 4)),
-}
+_EASE_CHOICES: Final = tuple(
+    {**_EASE, "regularization": value} for value in (0.03, 0.1, 1.0, 10.0, 50.0, 250.0, 1000.0)
+)
+# An epoch of MovieLens is eight steps, one of Ta Feng 250.
+_SASREC_EPOCHS: Final[Mapping[str, Sequence[int]]] = {ta_feng.NAME: (2, 4), ml_100k.NAME: (50, 100, 150)}
+
+
+def choices(name: str, data: str) -> Sequence[Mapping[str, Any]]:
+    """Return what is tried of a rival on a data set."""
+    if name == "ease":
+        return _EASE_CHOICES
+    return [{**_SASREC, "epochs": epochs} for epochs in _SASREC_EPOCHS[data]]
 
 
 def score_external(
@@ -57,20 +66,21 @@ def score_external(
     Unless `tune`, the first choice is taken untried.
     """
     choice, ndcg = tuned(name, prepared.folder) if tune else (0, None)
-    value_P = _scored(prepared, test, CHOICES[name][choice], seed=seed)
-    return value_P, {"tuned": dict(CHOICES[name][choice]), "validation_ndcg": ndcg}
+    chosen = choices(name, prepared.name)[choice]
+    return _scored(prepared, test, chosen, seed=seed), {"tuned": dict(chosen), "validation_ndcg": ndcg}
 
 
 def tuned(name: str, folder: Path) -> tuple[int, float]:
     """Return which choice ranks a part of the validation ds best, and its NDCG@10 there; kept for the other seeds."""
     prepared = open_prepared(folder)
-    follows_from = [prepared.key, CHOICES[name], code_hash([_SCRIPT, Path(__file__)]), sha256_of(_REQUIREMENTS)]
+    tried = choices(name, prepared.name)
+    follows_from = [prepared.key, tried, code_hash([_SCRIPT, Path(__file__)]), sha256_of(_REQUIREMENTS)]
     kept = ROOT / "quality" / prepared.name / f"tuned/{name}-{key_of(follows_from)}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{kept}.lock"):
         if not kept.is_file():
             test = first_requests(prepared.test(prepared.regime.validation), _TUNING_REQUESTS)
-            found = [_scored(prepared, test, choice, seed=1) for choice in CHOICES[name]]
+            found = [_scored(prepared, test, choice, seed=1) for choice in tried]
             replace_file(kept, json_bytes([measure(test, value_P).values()[ALL]["ndcg"] for value_P in found]))
     ndcg = json.loads(kept.read_bytes())
     best = int(np.argmax(ndcg))

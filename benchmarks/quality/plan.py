@@ -33,6 +33,8 @@ class Cell:
     on_validation: bool = False
     # Overrides of what is served alone: the weights are those of the cell without them.
     serving: tuple[str, ...] = ()
+    # A setting that `benchmarks.frontier` alone asks for.
+    of_frontier: bool = False
     # One seed, one epoch, nothing tuned: does it run, not how good it is.
     quick: bool = False
 
@@ -53,6 +55,13 @@ _NO_GATING: Final = "models.gesr.gating=false"
 
 def _gesr(name: str, *overrides: str, seeds: int = 2) -> Cell:
     return Cell(name, "trained", seeds, "gesr", overrides)
+
+
+def _newest(events: int) -> Cell:
+    """gesr as it was trained, serving no more than the newest events of a history."""
+    buckets = [bucket for bucket in (8, 16, 32) if bucket <= events]
+    serving = (f"histories.max_events={events}", f"scoring.history_buckets={buckets}")
+    return Cell(f"gesr_newest_{events}", "trained", 2, "gesr", data=(ta_feng.NAME,), serving=serving, of_frontier=True)
 
 
 def _task_alone(task: str) -> Cell:
@@ -102,6 +111,18 @@ CELLS: Final[tuple[Cell, ...]] = (
         ("models.tarq.revive=false", "models.tarq.alignment_weight=0.0"),
         data=(ta_feng.NAME,),
     ),
+    Cell(
+        "gesr_two_layers",
+        "trained",
+        2,
+        "gesr",
+        ("models.gesr.attention_layers=2",),
+        data=(ta_feng.NAME,),
+        of_frontier=True,
+    ),
+    _newest(8),
+    _newest(16),
+    _newest(32),
 )
 
 # What every trained cell starts from (''), and each model on top of it.

@@ -105,7 +105,7 @@ def _job(cell: Cell, prepared: Prepared, seed: int, *, data: str) -> Job:
         kept = ROOT / "quality" / data / f"weights/{cell.model}-{seed}-{key_of(trained_from)}"
         follows_from["trained"] = kept.name
         follows_from["served"] = served.models[cell.model].model_dump(mode="json")
-        follows_from["scoring"] = config.scoring.model_dump(mode="json")
+        follows_from["scoring"] = served.scoring.model_dump(mode="json")
     place = Place.of(ROOT / "quality", data=data, cell=cell.name, seed=seed, key=key_of(follows_from))
     return Job(data, cell, seed, place, kept=kept)
 
