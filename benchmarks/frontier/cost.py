@@ -226,11 +226,14 @@ def external_seconds(bench: Bench, tuned: Tuned, *, repeats: int) -> list[float]
     """
     prepared, test = bench.prepared, bench.test
     with tempfile.TemporaryDirectory(dir=ROOT) as scratch:
-        paths = {name: str(Path(scratch) / f"{name}.parquet") for name in ("train", "histories", "pairs")}
-        before = prepared.events_before(request_time_us(test.ds))
-        asked = histories(before, request_U=test.unit_U, user_U=test.user_U, time_us_U=test.time_us_U)
+        paths = {name: str(Path(scratch) / f"{name}.parquet") for name in ("train", "histories", "asked", "pairs")}
+        before, whole = prepared.events_before(request_time_us(test.ds)), prepared.test(test.ds)
+        # RecTools multiplies with matrices that reach as far as the items that somebody bought: of all requests, then.
+        known, asked = (
+            histories(before, request_U=of.unit_U, user_U=of.user_U, time_us_U=of.time_us_U) for of in (whole, test)
+        )
         pairs = pa.table({REQUEST_ID: test.unit_U[test.unit_P], Col.ITEM_ID: test.item_P})
-        for name, table in (("train", before), ("histories", asked), ("pairs", pairs)):
+        for name, table in (("train", before), ("histories", known), ("asked", asked), ("pairs", pairs)):
             pq.write_table(table, paths[name])
         settings, seconds = Path(scratch) / "settings.json", Path(scratch) / "seconds.json"
         settings.write_text(

@@ -48,7 +48,7 @@ def main(folder: str, path: str) -> None:
 
 def _asked(scores: Any, dataset: Dataset, settings: dict[str, Any]) -> Dataset:
     """Return what is known of the requests, each of which stands for a user."""
-    histories = scores._interactions(pq.read_table(settings["histories"]))
+    histories = scores._interactions(pq.read_table(settings["asked"]))
     histories = histories[histories["item_id"].isin(dataset.item_id_map.external_ids)]
     users = IdMap.from_values(np.unique(histories["user_id"]))
     return Dataset(users, dataset.item_id_map, Interactions.from_raw(histories, users, dataset.item_id_map))
