@@ -56,17 +56,16 @@ def _panel(axis: Any, rows: list[dict[str, Any]], measure: str, sign: int) -> No
 
 
 def _names(axis: Any, rows: list[dict[str, Any]], measure: str) -> None:
-    """Name the points in columns beside the axis, in the order of their height, each with a line to its point."""
-    ordered = sorted(rows, key=lambda row: row[measure][_SEGMENT])
-    low, high = axis.get_ylim()
-    for number, row in enumerate(ordered):
-        height = (number + 0.5) / len(ordered)
-        axis.annotate(
-            row["cell"], xy=(row["us_per_pair"], row[measure][_SEGMENT]), xytext=(1.02, height),
-            textcoords="axes fraction", va="center", fontsize=7,
-            arrowprops={"arrowstyle": "-", "color": "grey", "alpha": 0.35, "linewidth": 0.5},
-        )  # fmt: skip
-    axis.set_ylim(low, high)
+    """Number the points by their height; what the numbers stand for is listed beside the axis."""
+    ordered = sorted(rows, key=lambda row: -row[measure][_SEGMENT])
+    for number, row in enumerate(ordered, start=1):
+        place = row["us_per_pair"], row[measure][_SEGMENT]
+        # Left and right, above and below by turns: neighbours lie close together.
+        right, above = (5 if number % 2 else -5), (5 if number % 4 < 2 else -9)
+        side = "left" if right > 0 else "right"
+        axis.annotate(str(number), xy=place, xytext=(right, above), textcoords="offset points", fontsize=7, ha=side)
+    lines = [f"{number:>2}  {row['cell']}" for number, row in enumerate(ordered, start=1)]
+    axis.text(1.02, 1.0, "\n".join(lines), transform=axis.transAxes, va="top", fontsize=7, linespacing=1.6)
 
 
 if __name__ == "__main__":
