@@ -2,7 +2,7 @@
 
 A kernel's work is counted by kind (tensor cores, fp32, special functions, integers, memory); each kind takes its count
 over the rate of the hardware; the largest of these times is the bound, and the share is the bound over the measured
-time. Counting leaves out addresses, loops and what lies in caches, so a share of 1 is out of reach.
+time. Counting leaves out loops and what lies in caches, so a share of 1 is out of reach.
 
 Legend: B requests, T history positions, N candidates, H heads, K width per head, D = H * K, P pairs of match fields.
 """

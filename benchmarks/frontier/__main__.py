@@ -31,7 +31,7 @@ from benchmarks.quality import ta_feng
 from benchmarks.quality.plan import CELLS, Cell
 from benchmarks.quality.prepare import prepared_apart
 from benchmarks.quality.report import Data
-from benchmarks.quality.run import LIBRARIES, Job, jobs_of, run_jobs
+from benchmarks.quality.run import LIBRARIES, Job, jobs_of, results_of, run_jobs
 from benchmarks.quality.store import Result
 from gesr_core.config import PROJECT_ROOT
 from gesr_core.errors import GesrError
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     jobs = run_jobs(todo, {data: prepared}, workers=args.workers, budget_s=60 * args.budget_min)
     if missing := [f"{job.cell.name} seed {job.seed}: {job.problem}" for job in jobs if job.problem]:
         raise GesrError(f"not all cells are measured: {'; '.join(missing)}; run again to go on")
-    results = _results(jobs)
+    results = results_of(jobs)
     bench = Bench.of(prepared, requests=args.requests)
     log.info("%d requests, %d pairs of %s", len(bench.test.unit_U), bench.pairs, bench.test.ds)
     costs = measure_costs(bench, cells, jobs, results, repeats=args.repeats)
@@ -136,14 +136,6 @@ def measure_costs(
         found["us_per_pair"] = max(_LEAST_US, 1e6 * s / bench.pairs)
         found["seconds"] = [round(one, 4) for one in found["seconds"]]
     return costs
-
-
-def _results(jobs: Sequence[Job]) -> dict[str, list[Result]]:
-    found: dict[str, list[Result]] = {}
-    for job in jobs:
-        if job.place is not None:
-            found.setdefault(job.cell.name, []).append(job.place.read())
-    return found
 
 
 def _draw(rows: Sequence[Row]) -> None:

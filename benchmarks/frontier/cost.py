@@ -33,12 +33,12 @@ from benchmarks.quality.plan import Cell, cell_config
 from benchmarks.quality.prepared import REQUEST_ID, Prepared, TestSet
 from benchmarks.quality.rivals import RIVALS
 from benchmarks.quality.tifu_knn import Decay, score, vectors_before
+from benchmarks.quality.trained import scorer_settings, weights_file
 from gesr_core.dates import request_time_us
 from gesr_core.errors import GesrError
 from gesr_core.model.build import Model, build_model
 from gesr_core.names import Col
-from gesr_core.runtime.device import CPU_BATCH_BYTES, CPU_BATCH_PAIRS
-from gesr_core.runtime.plan import ScorerSettings
+from gesr_core.runtime.device import CPU_BATCH_BYTES
 from gesr_core.runtime.scorer import Scorer
 from gesr_core.training.data import index_of, sorted_by_key
 from gesr_core.training.trainer import fit_features
@@ -123,24 +123,13 @@ def of_model(bench: Bench, cell: Cell, weights: Path, *, batch_pairs: Sequence[i
     config, served = (cell_config(cell, prepared.name, seed=1, served=served) for served in (False, True))
     features = fit_features(prepared.training_set(), config)
     model = build_model(served.models[cell.model], features.sizes)
-    model.load_state_dict(load_file(weights / f"step-{len(prepared.regime.steps) - 1}.safetensors"))
+    model.load_state_dict(load_file(weights_file(weights, len(prepared.regime.steps) - 1)))
     model.eval()
     items = sorted_by_key(prepared.items([ds])[ds])
     with torch.inference_mode():
         states = cast(Model, model).encode_items(features.encode_items(items))
     states, index = states.map(torch.Tensor.contiguous), index_of(items)
-    section = served.scoring
-    settings = ScorerSettings(
-        request_time_s=request_time_us(ds) // 1_000_000,
-        tasks=features.tasks,
-        score_weights=served.labels.score_weights(features.tasks),
-        top_k=section.top_k,
-        batch_pairs=CPU_BATCH_PAIRS,
-        batch_bytes=CPU_BATCH_BYTES,
-        plan_window_requests=section.plan_window_requests,
-        history_buckets=tuple(section.history_buckets),
-        candidate_buckets=tuple(section.candidate_buckets),
-    )
+    settings = replace(scorer_settings(served, features, ds=ds), batch_bytes=CPU_BATCH_BYTES)
     # Which bytes a request needs follows from its shape alone.
     counted: dict[tuple[int, int], int] = {}
     scorers = {

@@ -22,9 +22,8 @@ from benchmarks.quality.plan import BOTH, CELLS, SEARCH, TRAINING, TRIALS
 from benchmarks.quality.prepare import prepared_apart
 from benchmarks.quality.prepared import Prepared
 from benchmarks.quality.report import Comparisons, Data, rows, table
-from benchmarks.quality.run import LIBRARIES, Job, jobs_of, run_jobs
+from benchmarks.quality.run import LIBRARIES, Job, jobs_of, results_of, run_jobs
 from benchmarks.quality.search import best_first, trial_in_words, trial_row
-from benchmarks.quality.store import Result
 from gesr_core.config import PROJECT_ROOT
 from gesr_core.errors import ConfigurationError, GesrError
 
@@ -119,10 +118,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _comparisons(data: str, prepared: Prepared, jobs: Sequence[Job]) -> Comparisons | None:
-    cells: dict[str, list[Result]] = {}
-    for job in jobs:
-        if job.data == data and job.place is not None and job.problem is None:
-            cells.setdefault(job.cell.name, []).append(job.place.read())
+    cells = results_of([job for job in jobs if job.data == data])
     if not cells:
         return None
     ordered = {cell.name: cells[cell.name] for cell in CELLS if cell.name in cells}

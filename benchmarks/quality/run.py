@@ -22,7 +22,7 @@ from typing import Any, Final
 from benchmarks.quality.folders import ROOT, code_hash, key_of
 from benchmarks.quality.plan import SEEDS, Cell, NotBuilt, cell_config
 from benchmarks.quality.prepared import Prepared
-from benchmarks.quality.store import Place
+from benchmarks.quality.store import Place, Result
 from gesr_core.config import PROJECT_ROOT
 
 log = logging.getLogger("benchmarks.quality")
@@ -83,6 +83,15 @@ def run_jobs(jobs: Sequence[Job], prepared: Mapping[str, Prepared], *, workers: 
     ends_s = time.monotonic() + budget_s
     with ThreadPoolExecutor(workers) as threads:
         return list(threads.map(lambda job: _run(job, prepared[job.data], ends_s=ends_s), jobs))
+
+
+def results_of(jobs: Sequence[Job]) -> dict[str, list[Result]]:
+    """Read what is done of some jobs of one data set, by cell, in their order."""
+    found: dict[str, list[Result]] = {}
+    for job in jobs:
+        if job.place is not None and job.problem is None:
+            found.setdefault(job.cell.name, []).append(job.place.read())
+    return found
 
 
 def _job(cell: Cell, prepared: Prepared, seed: int, *, data: str) -> Job:

@@ -83,7 +83,7 @@ def learn_and_score(
     model = build_model(served.models[model_name], features.sizes)
     for number, step in enumerate(steps):
         started_s = time.monotonic()
-        model.load_state_dict(load_file(_weights(kept, number)))
+        model.load_state_dict(load_file(weights_file(kept, number)))
         test = prepared.test(step.test)
         table = prepared.items([step.test])[step.test]
         logit_PS, codes_used = score_pairs(model, test, table, features, config=served)
@@ -124,12 +124,13 @@ def _learn(
             reader = prepared.learn(step.learn)
             learn_date(model, training, reader=reader, settings=settings)
             pairs += count_pairs(reader)
-        save_file(dict(model.state_dict()), _weights(folder, number))
+        save_file(dict(model.state_dict()), weights_file(folder, number))
         known = {**facts, "pairs_learned": pairs, "train_s": time.monotonic() - started_s}
         _facts(folder, number).write_bytes(json_bytes(known))
 
 
-def _weights(folder: Path, number: int) -> Path:
+def weights_file(folder: Path, number: int) -> Path:
+    """Return the weights that a step is measured with."""
     return folder / f"step-{number}.safetensors"
 
 
@@ -150,7 +151,7 @@ def score_pairs(
     ordered = sorted_by_key(items)
     with torch.inference_mode():
         states = cast(Model, model).encode_items(features.encode_items(ordered))
-    settings = _scorer_settings(config, features, ds=test.ds)
+    settings = scorer_settings(config, features, ds=test.ds)
     scorer = Scorer(
         model,
         items=states,
@@ -189,7 +190,8 @@ def codebook_use(extra: Mapping[str, torch.Tensor]) -> list[int]:
     return [len(torch.unique(codes_RQ[:, level])) for level in range(codes_RQ.shape[1])]
 
 
-def _scorer_settings(config: Config, features: FeatureSpace, *, ds: str) -> ScorerSettings:
+def scorer_settings(config: Config, features: FeatureSpace, *, ds: str) -> ScorerSettings:
+    """Return what a ds is scored with, as the configuration has it."""
     section = config.scoring
     return ScorerSettings(
         request_time_s=request_time_us(ds) // 1_000_000,
