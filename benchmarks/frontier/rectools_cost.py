@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
-from rectools.dataset import Dataset, IdMap, Interactions
+from rectools.dataset import Dataset
 
 _BLOCK_USERS = 256
 
@@ -38,20 +38,12 @@ def main(folder: str, path: str) -> None:
     request, item = request[known], item[known]
     values_of = _ease if settings["model"] == "ease" else _sasrec
     seconds = []
-    asked = _asked(scores, dataset, settings)
+    asked = scores.asked_of(dataset, settings["asked"])
     for _ in range(settings["repeats"]):
         found, elapsed_s = values_of(scores, model, asked, request, item)
         np.testing.assert_allclose(found, expected[known], rtol=1e-3, atol=1e-4)
         seconds.append(elapsed_s)
     Path(settings["seconds"]).write_text(json.dumps(seconds))
-
-
-def _asked(scores: Any, dataset: Dataset, settings: dict[str, Any]) -> Dataset:
-    """Return what is known of the requests, each of which stands for a user."""
-    histories = scores._interactions(pq.read_table(settings["asked"]))
-    histories = histories[histories["item_id"].isin(dataset.item_id_map.external_ids)]
-    users = IdMap.from_values(np.unique(histories["user_id"]))
-    return Dataset(users, dataset.item_id_map, Interactions.from_raw(histories, users, dataset.item_id_map))
 
 
 def _ease(_: Any, model: Any, asked: Dataset, request: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, float]:

@@ -78,11 +78,7 @@ def _score(fitted: tuple[Any, Dataset], settings: dict[str, Any]) -> np.ndarray:
     are wanted. Some requests are ranked by `recommend` too, and must agree.
     """
     model, dataset = fitted
-    histories = _interactions(pq.read_table(settings["histories"]))
-    histories = histories[histories[Columns.Item].isin(dataset.item_id_map.external_ids)]
-    users = IdMap.from_values(np.unique(histories[Columns.User]))
-    # Requests stand for users: what is known of each is its history up to its own request time.
-    asked = Dataset(users, dataset.item_id_map, Interactions.from_raw(histories, users, dataset.item_id_map))
+    asked = asked_of(dataset, settings["histories"])
     rows, columns, block_values = (_ease_values if settings["model"] == "ease" else _sasrec_values)(model, asked)
     pairs = pq.read_table(settings["pairs"])
     request, item = (pairs[name].to_numpy() for name in ("request_id", "item_id"))
@@ -96,6 +92,14 @@ def _score(fitted: tuple[Any, Dataset], settings: dict[str, Any]) -> np.ndarray:
         values[chosen] = block_values(first, first + _BLOCK_USERS)[row[chosen] - first, column[chosen]]
     _check(model, asked, request[known], item[known], values[known])
     return values
+
+
+def asked_of(dataset: Dataset, histories_path: str) -> Dataset:
+    """Return what is known of requests, which stand for users: the history of each up to its own request time."""
+    histories = _interactions(pq.read_table(histories_path))
+    histories = histories[histories[Columns.Item].isin(dataset.item_id_map.external_ids)]
+    users = IdMap.from_values(np.unique(histories[Columns.User]))
+    return Dataset(users, dataset.item_id_map, Interactions.from_raw(histories, users, dataset.item_id_map))
 
 
 def _ease_values(model: EASEModel, asked: Dataset) -> tuple[pd.Index, pd.Index, Callable[[int, int], np.ndarray]]:
