@@ -68,11 +68,14 @@ def main(argv: Sequence[str]) -> None:
         events = read_table(spark, config.table(Role.EVENTS))
         touched = events.where(F.col(Col.DS) == _ds(day - 1)).select(Col.USER_ID).distinct().count()
     medians = {name: statistics.median(row[name] for row in rows) for name in ("fixed_s", "update_s", "rebuild_s")}
-    share = max(0.0, medians["update_s"] - medians["fixed_s"]) / medians["rebuild_s"]
+    # Of each repeat by itself: the two runs of a repeat stand side by side.
+    day_s = statistics.median(row["update_s"] - row["fixed_s"] for row in rows)
+    share = day_s / medians["rebuild_s"]
     goals = [
         goal(
             f"a day's update, less its fixed part, over a rebuild of {_DAYS} days",
             goal=_SHARE, value=share, better="lower",
+            note=f"({day_s:.1f} s beside {medians['fixed_s']:.1f} s fixed; a rebuild {medians['rebuild_s']:.1f} s)",
         )
     ]  # fmt: skip
     for found in goals:
@@ -87,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
             "master": "local[*]", "repeats": args.repeats, "change_data_feed": True,
         },
         "rows": rows,
-        "medians": medians,
+        "medians": {**medians, "update_less_fixed_s": day_s},
         # Compared as a hash of all rows, each time.
         "max_score_difference": 0.0,
         "goals": goals,

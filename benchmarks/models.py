@@ -24,7 +24,7 @@ from benchmarks.line import RESULTS, emit, goal, goal_in_words, machine, version
 from benchmarks.made_up import WHOLE_GESR, World, make_world, settings_for, write_world
 from benchmarks.sessions import one_core
 from benchmarks.ways import BATCH_PAIRS_TRIED, Timed, best_size, timed, ways_of, write_input
-from gesr_core.config import PROJECT_ROOT
+from gesr_core.config import PROJECT_ROOT, TarqConfig
 
 log = logging.getLogger("benchmarks.models")
 
@@ -64,7 +64,9 @@ def main(argv: Sequence[str]) -> None:
             ", ".join(f"{name} {value:,.2f}" if value < 100 else f"{name} {value:,}" for name, value in found.items())
         )
     even = break_even(args.history)
-    log.info("the codes of tarq cost less than its teacher's attention from %s candidates on, by count", even)
+    codebook = worlds["tarq"].config.models["tarq"]
+    codes = codebook.levels * codebook.codes if isinstance(codebook, TarqConfig) else None
+    log.info("the %s codes of tarq cost less than its teacher's attention from %s candidates on, by count", codes, even)
     most = max(args.candidates)
     goals = [
         goal(
@@ -89,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
         },
         "rows": rows,
         "ratios": ratios,
+        "levels_times_codes": codes,
         "break_even_candidates": even,
         # One implementation, no rival: what it is exact against stands in the tests.
         "max_score_difference": None,
@@ -126,12 +129,10 @@ def _rows(
 ) -> list[Row]:
     """Measure the models by turns."""
     peak = gemm_peak(torch.float32, device=_CPU)
-    flops = {
-        name: request_flops(world, history_length=args.history, candidates=candidates) for name, world in worlds.items()
-    }
+    flops = {name: _user_flops(world, args.history, candidates) for name, world in worlds.items()}
     ways, best = {}, {}
     for name, world in worlds.items():
-        most = int(np.clip(args.seconds * peak / flops[name], 2, _MOST_ROWS // (candidates + args.history)))
+        most = int(np.clip(args.seconds * peak / flops[name], 4, _MOST_ROWS // (candidates + args.history)))
         place = folder / name
         given = write_input(world, place, history_length=args.history, candidates=candidates, users=most)
         request = min(candidates, world.config.scoring.max_candidates_per_request)
@@ -146,6 +147,14 @@ def _rows(
             runs[name].append(timed(way, users=users, size=size))
     peak = max(peak, gemm_peak(torch.float32, device=_CPU))
     return [_of_model(name, candidates, runs[name], best[name][0], flops=flops[name], peak=peak) for name in worlds]
+
+
+def _user_flops(world: World, history_length: int, candidates: int) -> int:
+    """Return the counted operations of a user whose candidates are cut into requests as the join does."""
+    most = world.config.scoring.max_candidates_per_request
+    whole, rest = divmod(candidates, most)
+    flops = whole * request_flops(world, history_length=history_length, candidates=most) if whole else 0
+    return flops + (request_flops(world, history_length=history_length, candidates=rest) if rest else 0)
 
 
 def _of_model(name: str, candidates: int, runs: Sequence[Timed], size: int, *, flops: int, peak: float) -> Row:

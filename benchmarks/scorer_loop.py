@@ -9,8 +9,9 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +24,7 @@ from benchmarks.made_up import WHOLE_GESR, World, make_requests, make_world, set
 from gesr_core.config import PROJECT_ROOT, load_config
 from gesr_core.names import Col
 from gesr_core.runtime.device import CPU_BATCH_BYTES
-from gesr_core.runtime.forms import lowered
+from gesr_core.runtime.forms import Compiled, Form, Logits, Precision, logits_of, lowered
 from gesr_core.runtime.plan import ScorerSettings
 from gesr_core.runtime.scorer import Scorer
 from gesr_core.runtime.trial import compare
@@ -38,9 +39,12 @@ _BF16_OVER_FP32: Final = 2.5
 # Fewer pairs than this a request, and what is done once per request is most of it.
 _GOAL_FROM_CANDIDATES: Final = 256
 _RAGGED: Final = 600
+# Events and candidates of the requests that every form is measured with.
+_FORMS_AT: Final = (200, 500)
 _STAGES: Final = ("decode_s", "compute_s", "encode_s")
 _SUMMED: Final = (*_STAGES, "pairs", "padded_pairs", "events", "padded_events")
 _CPU: Final = torch.device("cpu")
+_COMPILED: Final[tuple[Compiled, ...]] = ("off", "on")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,6 +59,8 @@ def main(argv: Sequence[str]) -> None:
             log.info(_in_words(rows[-1]))
     ragged = _ragged(args)
     log.info(_in_words(ragged))
+    asked = _FORMS_AT[0] in args.histories and _FORMS_AT[1] in args.candidates
+    forms = _forms(args) if asked else []
     large = [row for row in rows if row["candidates"] >= _GOAL_FROM_CANDIDATES]
     goals = [
         goal(
@@ -79,6 +85,7 @@ def main(argv: Sequence[str]) -> None:
             "batch_bytes": CPU_BATCH_BYTES,
         },
         "rows": [*rows, ragged],
+        "forms": forms,
         # What fp32 is exact against stands in the tests; here, of bf16 against fp32.
         "max_score_difference": max((r["bf16"]["max_score_difference"] for r in rows if r["bf16"]), default=None),
         "goals": goals,
@@ -93,6 +100,8 @@ def _row(world: World, *, history_length: int, candidates: int, args: argparse.N
     users = int(np.clip(args.seconds * 0.5 * peak / flops, 4, 20_000))
     batch = make_requests(world, lengths=np.full(users, history_length), counts=np.full(users, candidates))
     plain = settings_for(world, candidates=candidates)
+    # The first run of all also warms up and counts bytes.
+    _run(world, batch.slice(0, max(1, users // 8)), plain)
     tried = {size: _run(world, batch, replace(plain, batch_pairs=size)).elapsed_s for size in _BATCH_PAIRS}
     best = min(tried, key=tried.__getitem__)
     low_world = replace(world, model=lowered(world.model, "bf16"), counted_bytes={})
@@ -139,6 +148,36 @@ def _ragged(args: argparse.Namespace) -> dict[str, Any]:
     return {"history": "ragged", "candidates": "ragged", "batch_pairs": settings.batch_pairs, **facts}
 
 
+def _forms(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure the forms that a CPU has side by side: in which precision, and compiled or not."""
+    history_length, candidates = _FORMS_AT
+    world = make_world("gesr", *WHOLE_GESR, max_history=history_length, device=_CPU)
+    flops = request_flops(world, history_length=history_length, candidates=candidates)
+    users = int(np.clip(args.seconds * 0.5 * gemm_peak(torch.float32, device=_CPU) / flops, 4, 20_000))
+    batch = make_requests(world, lengths=np.full(users, history_length), counts=np.full(users, candidates))
+    plain = settings_for(world, candidates=candidates)
+    precisions: tuple[Precision, ...] = ("fp32", "bf16") if _multiplies_bf16() else ("fp32",)
+    forms = [Form(precision, compiled) for compiled in _COMPILED for precision in precisions]
+    ways: list[Callable[[], Run]] = []
+    first_s = []
+    for form in forms:
+        model = lowered(world.model, form.precision)
+        of_form = replace(world, model=model, counted_bytes={})
+        logits = logits_of(model, form, device=_CPU)
+        settings = replace(plain, precision=form.precision, compiled=form.compiled)
+        ways.append(partial(_run, of_form, batch, settings, logits=logits))
+        # Compiling happens at the first call.
+        first_s.append(ways[-1]().elapsed_s)
+    runs = [[way() for way in ways] for _ in range(args.repeats)]
+    rows = []
+    for form, first, mine in zip(forms, first_s, zip(*runs, strict=True), strict=True):
+        exact = [one[0] for one in runs]
+        facts = _beside(mine, exact, top_k=plain.top_k, pairs=users * candidates)
+        rows.append({"form": str(form), "first_run_s": first, **(facts or {})})
+        log.info("%s: %s", form, rows[-1])
+    return rows
+
+
 @dataclass(frozen=True)
 class Run:
     """One pass over the requests: how long it took, and the score rows of its windows."""
@@ -152,7 +191,7 @@ class Run:
         return [rows.column(Col.STATS)[0].as_py() for rows in self.scored]
 
 
-def _run(world: World, batch: pa.RecordBatch, settings: ScorerSettings) -> Run:
+def _run(world: World, batch: pa.RecordBatch, settings: ScorerSettings, *, logits: Logits | None = None) -> Run:
     """Score the requests once."""
     scorer = Scorer(
         world.model,
@@ -163,6 +202,7 @@ def _run(world: World, batch: pa.RecordBatch, settings: ScorerSettings) -> Run:
         settings=settings,
         device=_CPU,
         counted_bytes=world.counted_bytes,
+        logits=logits,
     )
     started_s = time.perf_counter()
     scored = list(scorer.score(iter([batch])))
@@ -193,7 +233,11 @@ def _multiplies_bf16() -> bool:
 
 def _overlap_in_words(rows: Sequence[dict[str, Any]]) -> str:
     overlaps = [row["bf16"]["overlap"] for row in rows if row["bf16"]]
-    return f"({min(overlaps):.1%} of the best K the same, at least)" if overlaps else "(this CPU has no bfloat16)"
+    return (
+        f"({min(overlaps):.1%} of the best K the same, at least; random weights)"
+        if overlaps
+        else "(this CPU has no bfloat16)"
+    )
 
 
 def _facts(runs: Sequence[Run], *, requests: int, pairs: int) -> dict[str, Any]:

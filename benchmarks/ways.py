@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,9 +33,13 @@ from gesr_core.udf import result_fields as stage_fields
 
 RIVALS: Final = ("pairs", "udf", "pandas", "ray")
 # Pairs, or requests, that are scored together: the best of them is taken.
-PAIRS_TRIED: Final = (32, 128, 512)
-REQUESTS_TRIED: Final = (1, 8, 64)
-BATCH_PAIRS_TRIED: Final = (2_048, 4_096, 8_192, 32_768)
+PAIRS_TRIED: Final = (8, 32, 128, 512)
+REQUESTS_TRIED: Final = (1, 4, 16, 64, 256)
+BATCH_PAIRS_TRIED: Final = (1_024, 2_048, 4_096, 8_192, 32_768)
+# More pairs at once than this are not tried: they would only take memory.
+_MOST_AT_ONCE: Final = 65_536
+# No run takes a tenth of this; a stall over loop-back TCP was seen, and must not hold up the rest.
+_STALLED_S: Final = 300
 _HERE: Final = Path(__file__).parent
 _OURS: Final = ("stage", "loop")
 
@@ -46,6 +51,7 @@ class Input:
     path: Path
     users: int
     history_length: int
+    candidates: int
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def write_input(world: World, folder: Path, *, history_length: int, candidates: 
     table = pa.Table.from_batches([batch]).append_column(USER_INDICES, indices)
     # Small row groups, so that a run over few users reads few.
     pq.write_table(table, path, row_group_size=max(64, batch.num_rows // 16))
-    return Input(path, users, history_length)
+    return Input(path, users, history_length, candidates)
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,12 @@ class Timed:
 
 def timed(way: Way, *, users: int, size: int) -> Timed:
     """Run a way over so many users, and over one."""
+    # Workers that idled while others were timed were sent away: the first run of all only brings them back.
+    way.run(1, size)
+    return _timed(way, users=users, size=size)
+
+
+def _timed(way: Way, *, users: int, size: int) -> Timed:
     return Timed(users, way.run(users, size), way.run(1, size))
 
 
@@ -140,28 +152,31 @@ def best_size(way: Way, given: Input, *, seconds: float) -> tuple[int, int]:
     """Return the batch size that suits a way best, and how many users then take about so many seconds."""
     # Workers start and load at the first run.
     way.run(1, way.sizes[0])
-    some = 2
-    while (found := timed(way, users=some, size=way.sizes[0])).seconds - found.fixed_s < 0.2 * seconds:
-        if some == given.users:
-            break
-        some = min(2 * some, given.users)
-    taken = {size: timed(way, users=some, size=size).s_per_user for size in way.sizes}
+    some, taken = 2, {}
+    for size in way.sizes:
+        # What is faster is asked for more, so that no size is judged by noise.
+        while (found := _timed(way, users=some, size=size)).seconds - found.fixed_s < 0.2 * seconds:
+            if some == given.users:
+                break
+            some = min(4 * some, given.users)
+        taken[size] = found.s_per_user
     best = min(taken, key=taken.__getitem__)
-    return best, int(np.clip(np.ceil(seconds / max(taken[best], 1e-9)), 2, given.users))
+    return best, int(np.clip(np.ceil(seconds / max(taken[best], 1e-9)), 4, given.users))
 
 
 @contextmanager
 def ways_of(spark: SparkSession, task: ScoreShards, given: Input, *, rivals: Sequence[str]) -> Iterator[dict[str, Way]]:
     """Yield `stage`, `loop` (the scorer without Spark) and the rivals, by name."""
     spoken = Spoken(spark, task, given)
-    sizes = {"stage": BATCH_PAIRS_TRIED, "pairs": PAIRS_TRIED, "udf": REQUESTS_TRIED, "pandas": REQUESTS_TRIED}
+    requests = [size for size in REQUESTS_TRIED if size * given.candidates <= _MOST_AT_ONCE]
+    sizes = {"stage": BATCH_PAIRS_TRIED, "pairs": PAIRS_TRIED, "udf": requests, "pandas": requests}
     ways = {
         name: Way(_of_job(getattr(spoken, name)), tried) for name, tried in sizes.items() if name in (*_OURS, *rivals)
     }
     ways["loop"] = Way(_loop(task, given), BATCH_PAIRS_TRIED)
     with ExitStack() as running:
         if "ray" in rivals:
-            ways["ray"] = Way(running.enter_context(_ray(task, given)), REQUESTS_TRIED)
+            ways["ray"] = Way(running.enter_context(_ray(task, given)), requests)
         yield ways
 
 
@@ -174,10 +189,22 @@ def _of_job(made: Callable[[int, int], DataFrame]) -> Callable[[int, int], float
     def run(users: int, batch: int) -> float:
         df = made(users, batch)
         started_s = time.perf_counter()
-        df.write.format("noop").mode("overwrite").save()
+        with _unless_stalled(df.sparkSession.sparkContext.cancelAllJobs):
+            df.write.format("noop").mode("overwrite").save()
         return time.perf_counter() - started_s
 
     return run
+
+
+@contextmanager
+def _unless_stalled(end: Callable[[], object]) -> Iterator[None]:
+    """Call `end` when what is done takes far too long."""
+    timer = threading.Timer(_STALLED_S, end)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _loop(task: ScoreShards, given: Input) -> Callable[[int, int], float]:
@@ -193,26 +220,36 @@ def _loop(task: ScoreShards, given: Input) -> Callable[[int, int], float]:
     return run
 
 
+def ray_environment() -> Path:
+    """Return the Python of Ray's environment, which is built at the first call."""
+    return environment(_HERE / "requirements-ray.txt", name="ray", beside_ours=True)
+
+
 @contextmanager
 def _ray(task: ScoreShards, given: Input) -> Iterator[Callable[[int, int], float]]:
     """Yield Ray Data: a process in an environment of its own, asked for runs over its standard input."""
-    python = environment(_HERE / "requirements-ray.txt", name="ray", beside_ours=True)
+    python = ray_environment()
     pickled = given.path.with_suffix(".pickle")
     pickled.write_bytes(pickle.dumps(task))
-    known = {"PYTHONPATH": str(PROJECT_ROOT), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-    command = [str(python), str(_HERE / "ray_stage.py"), str(given.path), str(pickled)]
+    known = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        # Else workers are sent away, with the model that they loaded, while others are timed.
+        "RAY_idle_worker_killing_time_threshold_ms": "3600000",
+    }
+    command = [str(python), "-m", "benchmarks.ray_stage", str(given.path), str(pickled)]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **known}
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **known}, cwd=PROJECT_ROOT
     ) as process:
 
         def run(users: int, batch: int) -> float:
-            with suppress(BrokenPipeError):
+            with suppress(BrokenPipeError), _unless_stalled(process.kill):
                 print(json.dumps({"users": users, "batch": batch}), file=process.stdin, flush=True)
                 # Ray has things to say on standard output too.
                 for line in cast("IO[str]", process.stdout):
                     if line.startswith('{"seconds"'):
                         return float(json.loads(line)["seconds"])
-            raise GesrError(f"{command[1]} ended with {process.wait()}; its last words are above")
+            raise GesrError(f"{command[2]} ended with {process.wait()}; its last words are above")
 
         try:
             yield run
