@@ -2,6 +2,8 @@
 
 # the day that the demo scores
 DS ?= 2001-02-21
+# files of tests that run at a time, each process with a JVM of its own (2 GB)
+WORKERS ?= 2
 # main, or petastorm: the set of versions (constraints/)
 STACK ?= main
 
@@ -47,12 +49,12 @@ test: test-main
 endif
 
 test-main: lint
-	@$(TIMED) 'tests' python -m pytest
+	@$(TIMED) 'tests' python -m pytest -n $(WORKERS) --dist loadfile
 
 # A missing petastorm would skip its tests, and that must not pass for success.
 test-petastorm: env
 	@$(IN_ENV) python -c 'import petastorm'
-	@$(TIMED) 'tests, petastorm set' python -m pytest -m petastorm
+	@$(TIMED) 'tests, petastorm set' python -m pytest -m petastorm -n $(WORKERS) --dist loadfile
 
 lint: env
 	@$(TIMED) 'ruff check' ruff check
