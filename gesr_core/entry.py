@@ -12,6 +12,7 @@ from pathlib import Path
 from gesr_core.config import PROJECT_ROOT, Config, load_config
 from gesr_core.dates import request_time
 from gesr_core.errors import ConfigurationError, GesrError
+from gesr_core.secrets import MaskingFormatter, masked
 
 _EXIT_CODES = """exit codes: 0 done or already done; 1 failed and worth a retry; 2 configuration;
 3 input (a table, column, day or checkpoint); 4 the gate refused; 5 another run won"""
@@ -53,7 +54,7 @@ def job_config(args: argparse.Namespace) -> Config:
     Raises:
         ConfigurationError: all configuration errors at once, or a malformed `--ds`.
     """
-    if hasattr(args, "ds"):
+    if getattr(args, "ds", None) is not None:
         request_time(args.ds)
     return load_config(args.env, overrides=args.overrides, conf_dir=args.conf_dir)
 
@@ -63,7 +64,9 @@ def run_job(main: Callable[[Sequence[str]], None]) -> None:
 
     The last line of a failure says what happened: schedulers show it.
     """
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(MaskingFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("py4j", "pyspark"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
@@ -78,7 +81,7 @@ def run_job(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def _end(message: str, exit_code: int) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print(masked(message), file=sys.stderr, flush=True)
     sys.stdout.flush()
     # Not sys.exit: a Spark that is still shutting down its own threads must not change the code.
     os._exit(exit_code)
