@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pyspark.sql import DataFrame, SparkSession, functions as F
@@ -16,13 +18,13 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 from gesr_core.config import Config
 from gesr_core.dates import request_time_us, shift_ds
 from gesr_core.errors import InputError
-from gesr_core.io.tables import read_table, require_columns, table_detail, table_exists
+from gesr_core.io.tables import one_ds, read_table, require_columns, table_detail, table_exists
 from gesr_core.join.impressions import build_impressions, sample_users
 from gesr_core.join.labels import positives
 from gesr_core.join.retrieval import Retrieval, fit_retrieval, retrieve
 from gesr_core.names import Col, Role
 from gesr_core.schema import written_columns
-from gesr_core.sink.provenance import Provenance, content_digests, settings_hash, stale_partitions
+from gesr_core.sink.provenance import Provenance, content_digests, settings_hash, standing_partitions
 
 log = logging.getLogger("build_candidates")
 
@@ -76,26 +78,83 @@ def _require_our_columns(spark: SparkSession, config: Config, role: Role) -> Non
     require_columns(read_table(spark, ref), list(columns), where=f"{role.value} ({ref.location})", remedy=remedy)
 
 
+@dataclass(frozen=True)
+class Todo:
+    """The partitions of a table to write, what each is made from, and the version that the table had then."""
+
+    made_from: Mapping[str, Provenance]
+    from_version: int
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.made_from)
+
+    def __len__(self) -> int:
+        return len(self.made_from)
+
+
 def dates_to_build(
-    spark: SparkSession, events: DataFrame, role: Role, dates: Sequence[str], config: Config
-) -> dict[str, Provenance]:
-    """Return the dates whose partition is missing or was made from something else, and what they will be made from."""
+    spark: SparkSession,
+    events: DataFrame,
+    role: Role,
+    dates: Sequence[str],
+    config: Config,
+    *,
+    from_version: int,
+    replace: bool,
+) -> Todo:
+    """Return the dates whose partition is missing or was made from something else.
+
+    Args:
+        spark: the session.
+        events: the pinned events.
+        role: candidates or impressions.
+        dates: the days that are asked for.
+        config: the resolved configuration.
+        from_version: the table's version (-1: no table) from before `events` were pinned.
+        replace: write candidates again that were made from something else.
+
+    Raises:
+        InputError: candidates of a date are there that were made from something else, and it is not to `replace` them:
+            somebody may have scored them.
+    """
     # Labels also come from the events of the label window.
     ends = [shift_ds(ds, days=config.labels.window_days) for ds in dates] if role is Role.IMPRESSIONS else dates
     digests = content_digests(
         events, columns=EVENT_COLUMNS, instant=Col.EVENT_TS, before_us=[request_time_us(ds) for ds in ends]
     )
-    settings = settings_hash(config.model_dump(mode="json", include=_SECTIONS[role]))
-    made_from = {ds: Provenance("build_candidates", settings, d) for ds, d in zip(dates, digests, strict=True)}
+    settings, run_id = settings_hash(config.model_dump(mode="json", include=_SECTIONS[role])), uuid.uuid4().hex[:12]
+    made_from = {
+        ds: Provenance("build_candidates", settings, digest, run_id) for ds, digest in zip(dates, digests, strict=True)
+    }
     ref = config.table(role)
-    stale = stale_partitions(spark, ref, made_from) if table_exists(spark, ref) else list(made_from)
+    exists = table_exists(spark, ref)
+    standing = standing_partitions(spark, ref) if exists else {}
+    stale = [ds for ds, made in made_from.items() if standing.get(ds) != made]
     for ds in dates:
         log.info("%s of %s: %s", role.value, ds, "to build" if ds in stale else "up to date, nothing to do")
-    return {ds: made_from[ds] for ds in stale}
+    if exists and role is Role.CANDIDATES and not replace:
+        for ds in stale:
+            _leave_what_is_there(one_ds(read_table(spark, ref), ds), made_from[ds], standing.get(ds), ds=ds)
+    return Todo({ds: made_from[ds] for ds in stale}, from_version)
+
+
+def _leave_what_is_there(rows: DataFrame, made: Provenance, standing: Provenance | None, *, ds: str) -> None:
+    """Refuse to change candidates that somebody may have scored.
+
+    Raises:
+        InputError: there are candidates of the `ds`.
+    """
+    if standing is None and rows.isEmpty():
+        return
+    built = f"by run {standing.run_id} from other {' and '.join(made.differences(standing))}" if standing else "earlier"
+    raise InputError(
+        f"candidates of {ds} were built {built}; --replace builds them again, and then score_daily --replace has to "
+        "score them again"
+    )
 
 
 def build_candidate_set(
-    events: DataFrame, todo: Mapping[Role, Collection[str]], config: Config, *, caches: ExitStack
+    events: DataFrame, todo: Mapping[Role, Todo], config: Config, *, caches: ExitStack
 ) -> Iterator[tuple[Role, DataFrame]]:
     """Fit the retrieval of all dates in one plan, then yield each role's rows; `caches` frees what was persisted."""
 

@@ -36,19 +36,24 @@ class Section(BaseModel):
 
 @dataclass(frozen=True)
 class TableRef:
-    """A role bound to its real table: a catalog name, a URI or an absolute folder, and the columns' real names."""
+    """A role bound to its real table: a catalog name, a URI or an absolute folder, and the columns' real names.
+
+    `keep_days`: how long log and removed files are kept where a job of ours creates the table.
+    """
 
     role: str
     location: str
     columns: Mapping[str, str]
+    keep_days: int | None = None
 
     @property
     def is_path(self) -> bool:
         return "/" in self.location
 
     @property
-    def is_local_folder(self) -> bool:
-        return self.location.startswith("/")
+    def local_folder(self) -> Path | None:
+        """The folder on this machine, or on what is mounted there, that the table is; None where it is none."""
+        return _local_path(self.location)
 
     @property
     def sql_name(self) -> str:
@@ -56,6 +61,12 @@ class TableRef:
         if self.is_path:
             return f"delta.`{self.location}`"
         return ".".join(f"`{part}`" for part in self.location.split("."))
+
+
+def _is_path(value: str) -> bool:
+    """Say whether a text is a folder or URI that cannot end a quoted name in SQL or leave what it names."""
+    printable = all(char.isprintable() for char in value)
+    return "/" in value and printable and "`" not in value and ".." not in value.split("/")
 
 
 class TableConfig(Section):
@@ -67,9 +78,7 @@ class TableConfig(Section):
     @field_validator("location")
     @classmethod
     def _is_name_or_path(cls, value: str | None) -> str | None:
-        if value is None or ("/" in value and "`" not in value and ".." not in value.split("/")):
-            return value
-        if _CATALOG_NAME.fullmatch(value):
+        if value is None or _is_path(value) or _CATALOG_NAME.fullmatch(value):
             return value
         raise ValueError(f"{value!r} is neither a table name (catalog.schema.table) nor a path or URI")
 
@@ -90,6 +99,13 @@ class TablesConfig(Section):
     ledger: TableConfig = TableConfig()
     quarantine: TableConfig = TableConfig()
     metrics: TableConfig = TableConfig()
+
+    @field_validator("root")
+    @classmethod
+    def _root_is_a_path(cls, value: str | None) -> str | None:
+        if value is None or _is_path(f"{value}/"):
+            return value
+        raise ValueError(f"{value!r} is no folder or URI")
 
     @model_validator(mode="after")
     def _every_role_is_somewhere(self) -> TablesConfig:
@@ -466,10 +482,33 @@ class ScoringConfig(Section):
 
 
 class GateConfig(Section):
-    """What must hold before a `ds` is published."""
+    """What must hold before a `ds` is published; `score_daily --accept KEY` overrules one of these for one run."""
 
     max_quarantined_share: Annotated[float, Field(ge=0, le=1)]
     max_abs_score: Annotated[float, Field(gt=0)]
+    # Of the candidates: those that are no items of the catalogue.
+    max_unknown_share: Annotated[float, Field(ge=0, le=1)]
+    # Of the users.
+    max_empty_history_share: Annotated[float, Field(ge=0, le=1)]
+    # Population stability index of the scores against the newest earlier ds of the same checkpoint.
+    max_score_psi: Annotated[float, Field(gt=0)]
+
+
+class RetentionConfig(Section):
+    """How long what a replay needs is kept."""
+
+    # Delta's log and removed files of the tables that the jobs create.
+    replay_days: Annotated[int, Field(ge=1)]
+    # Rows of the ledger that maintain.py leaves; what stands published keeps its rows.
+    ledger_days: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _the_ledger_outlives_replays(self) -> RetentionConfig:
+        if self.ledger_days < self.replay_days:
+            raise ValueError(
+                f"ledger_days {self.ledger_days} is less than replay_days {self.replay_days}: a replay reads the ledger"
+            )
+        return self
 
 
 class EvaluationConfig(Section):
@@ -496,6 +535,7 @@ class Config(Section):
     training: TrainingConfig
     scoring: ScoringConfig
     gate: GateConfig
+    retention: RetentionConfig
     evaluation: EvaluationConfig
     # Verbatim Spark keys, for a session that the job starts itself.
     spark: dict[str, str | int | float | bool]
@@ -522,23 +562,45 @@ class Config(Section):
         role_name = Role(role).value
         entry: TableConfig = getattr(self.tables, role_name)
         location = entry.location or f"{self.tables.root}/{role_name}"
-        if target and target != role_name:
+        location = location.rstrip("/")
+        if target is not None and target != role_name:
             if not _IDENTIFIER.fullmatch(target):
                 raise ConfigurationError(f"--target {target!r} is not a plain name (letters, digits, underscores)")
             head, separator, _ = location.rpartition("/" if "/" in location else ".")
             role_name, location = target, f"{head}{separator}{target}"
-        return TableRef(role=role_name, location=_absolute(location), columns=dict(entry.columns))
+        keep_days = self.retention.replay_days
+        return TableRef(role_name, location=_absolute(location), columns=dict(entry.columns), keep_days=keep_days)
 
     def folder(self, name: Literal["checkpoints", "item_states", "training_sets"]) -> Path:
         """An absolute folder of `storage`."""
-        return Path(_absolute(f"{getattr(self.storage, name)}/"))
+        location = _absolute(f"{getattr(self.storage, name)}/")
+        return _local_path(location) or Path(location)
 
-    def scoring_hash(self) -> str:
-        """SHA-256 of every setting that can change a published row; those of execution alone are left out."""
-        sections = self.model_dump(mode="json", include={"features", "labels", "histories", "scoring", "gate"})
+    def scoring_settings(self) -> dict[str, Any]:
+        """Every setting that can change a published row, as JSON has it; those of execution alone are left out."""
+        sections = self.model_dump(mode="json", include={"features", "labels", "histories", "scoring"})
         for execution_only in ("shards_per_wave", "transport", "output_files", "executor_wait_s"):
             sections["scoring"].pop(execution_only)
-        return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
+        return sections
+
+    def scoring_hash(self) -> str:
+        """SHA-256 of `scoring_settings`."""
+        return hashlib.sha256(json.dumps(self.scoring_settings(), sort_keys=True).encode()).hexdigest()
+
+    def with_scoring_settings(self, recorded: Mapping[str, Any]) -> Config:
+        """Return this configuration with the scoring settings of another run, to repeat it.
+
+        Raises:
+            ConfigurationError: this version of the code does not know one of them any more.
+        """
+        merged: dict[str, Any] = self.model_dump(mode="json")
+        for section, values in recorded.items():
+            merged[section] = {**merged[section], **values}
+        try:
+            return Config.model_validate(merged)
+        except ValidationError as err:
+            lines = "; ".join(_explain(error) for error in err.errors())
+            raise ConfigurationError(f"the settings of that run are none of this version's: {lines}") from err
 
 
 def _described(pair: HardMatch) -> str:
@@ -587,9 +649,20 @@ def _environment_folder(conf_dir: Path, env: str) -> Path:
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as err:
+        return _load_yaml(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError) as err:
         raise ConfigurationError(f"{path} is not valid YAML: {err}") from err
+
+
+def _load_yaml(text: str) -> Any:
+    """Read YAML; of a date that the calendar lacks, or of a broken encoding, PyYAML lets `ValueError` through."""
+    try:
+        value = yaml.safe_load(text)
+        # An alias may stand within what it names: JSON refuses that.
+        json.dumps(value, default=str, skipkeys=True)
+        return value
+    except RecursionError as err:
+        raise ValueError("it is nested too deeply") from err
 
 
 def _parse_override(override: str) -> dict[str, Any]:
@@ -597,8 +670,8 @@ def _parse_override(override: str) -> dict[str, Any]:
     if not separator or not all(key.split(".")):
         raise ConfigurationError(f"--set {override!r}: expected section.key=value, such as scoring.top_k=50")
     try:
-        value: Any = yaml.safe_load(text)
-    except yaml.YAMLError as err:
+        value: Any = _load_yaml(text)
+    except (yaml.YAMLError, ValueError) as err:
         raise ConfigurationError(f"--set {override!r}: the value is not valid YAML") from err
     # Spark's own keys hold dots: everything after `spark.` is one key.
     parts = key.split(".", 1) if key.startswith("spark.") else key.split(".")
@@ -617,9 +690,15 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 def _absolute(location: str) -> str:
     """Anchor a relative folder at the project; names and URIs pass unchanged."""
-    if "/" not in location or location.startswith(("/", "dbfs:")) or "://" in location:
+    if "/" not in location or location.startswith(("/", "dbfs:", "file:")) or "://" in location:
         return location
     return str(PROJECT_ROOT / location)
+
+
+def _local_path(location: str) -> Path | None:
+    if location.startswith("file:"):
+        return Path("/" + location.removeprefix("file:").lstrip("/"))
+    return Path(location) if location.startswith("/") else None
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -637,6 +716,9 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"missing key {key!r}"
     message = error["msg"].removeprefix("Value error, ")
+    if key.startswith("spark."):
+        # A value of Spark's may be a password.
+        return f"{key}: {message}"
     return (
         f"{key}: {message} (got {error['input']!r})"
         if error["type"] != "value_error"

@@ -26,6 +26,11 @@ def json_bytes(data: Any, *, indent: int | None = 1) -> bytes:
     return (json.dumps(data, sort_keys=True, indent=indent, ensure_ascii=False) + "\n").encode()
 
 
+def digest_of(data: Any) -> str:
+    """Return the SHA-256 of JSON-like data in hexadecimal digits."""
+    return hashlib.sha256(json_bytes(data)).hexdigest()
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part of it."""
     draft = path.with_name(f".{path.name}-{os.getpid()}")

@@ -45,6 +45,8 @@ class HistoriesState:
     events_version: int
     max_events: int
     shards: int
+    # Who brought them there; two runs may want the same state.
+    run_id: str = field(default="", compare=False)
 
     def to_json(self) -> str:
         """Return the commit's user metadata."""
@@ -96,6 +98,23 @@ def newest_state(commits: Sequence[Commit], *, as_of: str | None = None) -> Hist
         if state is None and commit.operation not in _MAINTENANCE:
             return None
     return None
+
+
+def changes_since(commits: Sequence[Commit], version: int, *, as_of: str | None = None) -> list[Commit]:
+    """Return the commits after a version that moved rows or what they stand at, newest first.
+
+    Args:
+        commits: the table's history, newest first.
+        version: the version that somebody read.
+        as_of: count the commits of this day alone, in a table that holds several days side by side.
+    """
+    found = []
+    for commit in commits:
+        state = HistoriesState.from_json(commit.metadata)
+        concerns = (commit.operation not in _MAINTENANCE) if state is None else as_of in (None, state.as_of)
+        if commit.version > version and concerns and not (as_of and state is None):
+            found.append(commit)
+    return found
 
 
 class Action(str, Enum):

@@ -72,6 +72,7 @@ class Col:
     CANDIDATES_IN: Final = "candidates_in"
     CANDIDATES_SCORED: Final = "candidates_scored"
     # staging
+    HISTORY_EVENTS: Final = "history_events"
     STATS: Final = "stats"
 
 

@@ -133,6 +133,7 @@ def written_columns(
             Col.REJECTED: rejected_type(item),
             Col.CANDIDATES_IN: "bigint",
             Col.CANDIDATES_SCORED: "bigint",
+            Col.HISTORY_EVENTS: "bigint",
             Col.STATS: STATS_TYPE,
         },
         Role.SCORES: {
@@ -171,7 +172,8 @@ def written_columns(
 
 # One append-only table for runs and shards; `kind` says which a row is.
 LEDGER_COLUMNS: Final = {
-    "kind": "string",  # run_opened, shard_accepted, gate_passed, gate_refused, run_published, as_of
+    # run_opened, shard_accepted, gate_passed, gate_refused, run_published, generation_taken, replayed, as_of
+    "kind": "string",
     "job": "string",
     Col.DS: "string",
     "target": "string",
@@ -193,6 +195,7 @@ PARTITIONED_BY: Final[dict[Role, tuple[str, ...]]] = {
     Role.HISTORIES_AT: (Col.AS_OF,),
     Role.STAGING: (Col.WORK_ID,),
     Role.SCORES: (Col.DS,),
+    Role.LEDGER: (Col.DS,),
     Role.QUARANTINE: (Col.DS,),
     Role.METRICS: (Col.DS,),
 }

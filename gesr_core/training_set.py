@@ -100,7 +100,12 @@ def write_training_set(inputs: TrainingInputs, config: Config) -> None:
         facts = {"ds": inputs.ds, "train_dates": inputs.train_dates, "validation_date": inputs.validation_date}
         (draft / MANIFEST).write_bytes(json_bytes({**facts, "content_sha256": content_sha256(draft)}))
         draft.chmod(0o755)
-        draft.rename(inputs.folder)
+        try:
+            draft.rename(inputs.folder)
+        except OSError:
+            # Another run of the same inputs was quicker: its rows are the same.
+            if not inputs.exists:
+                raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -28,8 +28,8 @@ from gesr_core.runtime.worker import ScoreShards, task_scorer
 from gesr_core.schema import STATS_TYPE, ranked_type, rejected_type
 from gesr_core.training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 
-_RESULT = (Col.RANKED, Col.REJECTED, Col.CANDIDATES_IN, Col.CANDIDATES_SCORED, Col.STATS)
-_COUNTS = (Col.CANDIDATES_IN, Col.CANDIDATES_SCORED)
+_COUNTS = (Col.CANDIDATES_IN, Col.CANDIDATES_SCORED, Col.HISTORY_EVENTS)
+_RESULT = (Col.RANKED, Col.REJECTED, *_COUNTS, Col.STATS)
 _NESTED = (Col.RANKED, Col.REJECTED, Col.STATS)
 
 
@@ -89,7 +89,7 @@ def _require_window(config: Config, checkpoint: Checkpoint) -> None:
 def result_fields(requests: DataFrame, *, tasks: tuple[str, ...]) -> str:
     """Return the fields of a result as Spark DDL, for the item id type of these request rows."""
     item = requests.schema[Col.CANDIDATE_ITEM_ID].dataType.simpleString().removeprefix("array<").removesuffix(">")
-    types = (ranked_type(item, tasks=tasks), rejected_type(item), "bigint", "bigint", STATS_TYPE)
+    types = (ranked_type(item, tasks=tasks), rejected_type(item), *["bigint"] * len(_COUNTS), STATS_TYPE)
     return ", ".join(f"{name} {type_}" for name, type_ in zip(_RESULT, types, strict=True))
 
 

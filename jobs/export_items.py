@@ -19,7 +19,7 @@ from gesr_core.entry import job_config, job_parser, run_job
 from gesr_core.io.session import open_session
 from gesr_core.io.tables import read_input, require_unique, table_detail, table_version
 from gesr_core.names import Col, Role
-from gesr_core.runtime.item_states import Catalogue, export_item_states, is_current
+from gesr_core.runtime.item_states import Catalogue, current_export, export_item_states, is_current
 from gesr_core.training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from gesr_core.training.data import index_of, sorted_by_key
 from gesr_core.training_set import item_table
@@ -43,8 +43,9 @@ def main(argv: Sequence[str]) -> None:
     path = resolve_checkpoint(config.folder("checkpoints"), args.checkpoint or config.training.model)
     checkpoint = load_checkpoint(path)
     with open_session("export_items", spark_keys=config.spark) as spark:
-        pinned = _pinned(spark, config)
         root = config.folder("item_states")
+        since = current_export(root, checkpoint_id=checkpoint.checkpoint_id, ds=args.ds)
+        pinned = _pinned(spark, config)
         if is_current(root, checkpoint_id=checkpoint.checkpoint_id, ds=args.ds, provenance=pinned):
             log.info("item states of %s for %s are there already, nothing to do", checkpoint.checkpoint_id, args.ds)
             return
@@ -62,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
         catalogue=catalogue,
         encode=model.encode_items,
         provenance=pinned,
+        since=since,
     )
     known = int((catalogue.features.index_R > 0).sum())
     log.info(

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 
 from pyspark.sql import SparkSession
 
+from gesr_core.config import GateConfig
+from gesr_core.daily.opening import already_published, open_run
 from gesr_core.daily.pinning import pin_newest
-from gesr_core.daily.run import DailyRun, already_published, open_run
+from gesr_core.daily.run import DailyRun
 from gesr_core.entry import job_config, job_parser, run_job
 from gesr_core.executors import await_executor
 from gesr_core.failpoints import reach
@@ -64,6 +66,15 @@ def _parser() -> argparse.ArgumentParser:
         "--target", default="scores", help="table to publish to; a second model gets its own (default: scores)"
     )
     parser.add_argument("--replace", action="store_true", help="score and publish again a ds that is published already")
+    parser.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        choices=sorted(GateConfig.model_fields),
+        metavar="CHECK",
+        help="publish though this bound of the gate is broken (gate.<CHECK>), on record; staged shards are not scored "
+        "again; may be repeated",
+    )
     parser.add_argument(
         "--profile",
         metavar="FOLDER",

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
 from gesr_core.config import Config
 from gesr_core.entry import job_config, job_parser, run_job
+from gesr_core.failpoints import reach
 from gesr_core.histories_changes import find_changes
-from gesr_core.histories_state import Action, plan_update
+from gesr_core.histories_state import Action, HistoriesState, Plan, plan_update
 from gesr_core.io.changes import feed_gap
 from gesr_core.io.histories import UpdateInputs, open_update
 from gesr_core.io.session import open_session
@@ -51,18 +52,30 @@ def main(argv: Sequence[str]) -> None:
         inputs = open_update(spark, config, ds=args.ds)
         plan = plan_update(inputs.current, inputs.wanted, beside=inputs.beside, rebuild=args.rebuild)
         log.info("%s: %s", plan.action.value, plan.reason)
-        if plan.action is Action.NOTHING or args.dry_run:
+        if args.dry_run:
+            return
+        if plan.action is Action.NOTHING:
+            # Whoever brought them there may not have lived to say so.
+            older = inputs.current is not None and inputs.wanted.as_of < inputs.current.as_of
+            _record(spark, config, inputs.beside if older else inputs.current, plan)
             return
         started = time.monotonic()
         act = {Action.UPDATE: _update, Action.REBUILD: _rebuild, Action.BESIDE: _beside}[plan.action]
         counts = act(spark, config, inputs)
         elapsed_s = time.monotonic() - started
         log.info("histories of %s are ready after %.1f s: %s", args.ds, elapsed_s, dict(counts))
-        row = LedgerRow(
-            kind="as_of", job="update_histories", ds=args.ds, target=Role.HISTORIES.value, run_id=uuid.uuid4().hex,
-            counts=counts, elapsed_s=elapsed_s, details={**asdict(inputs.wanted), **asdict(plan)},
-        )  # fmt: skip
-        append_ledger(spark, config.table(Role.LEDGER), [row])
+        reach("histories_ready")
+        _record(spark, config, inputs.wanted, plan, counts=counts, elapsed_s=elapsed_s)
+
+
+def _record(spark: SparkSession, config: Config, state: HistoriesState | None, plan: Plan, **values: Any) -> None:
+    if state is None or not state.run_id:
+        return
+    row = LedgerRow(
+        kind="as_of", job="update_histories", ds=state.as_of, target=Role.HISTORIES.value, run_id=state.run_id,
+        details={**asdict(state), **asdict(plan)}, **values,
+    )  # fmt: skip
+    append_ledger(spark, config.table(Role.LEDGER), [row], once=f"as_of/{state.run_id}")
 
 
 def _update(spark: SparkSession, config: Config, inputs: UpdateInputs) -> Mapping[str, int]:
@@ -89,7 +102,8 @@ def _rebuild(spark: SparkSession, config: Config, inputs: UpdateInputs) -> Mappi
 
 
 def _beside(spark: SparkSession, config: Config, inputs: UpdateInputs) -> Mapping[str, int]:
-    return replace_histories_at(spark, config.table(Role.HISTORIES_AT), _build(inputs), state=inputs.wanted)
+    ref, since = config.table(Role.HISTORIES_AT), inputs.beside_version
+    return replace_histories_at(spark, ref, _build(inputs), state=inputs.wanted, from_version=since)
 
 
 def _build(inputs: UpdateInputs) -> DataFrame:

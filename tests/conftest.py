@@ -28,7 +28,7 @@ def spark_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSes
     """One session for the whole test process: a JVM takes longer to start than most tests take."""
     from pyspark.sql import SparkSession
 
-    keys = toy_spark_keys(tmp_path_factory.mktemp("spark"))
+    keys = toy_spark_keys(tmp_path_factory.mktemp("spark"), short=False)
     # Workers must find this interpreter, whichever environment is active.
     os.environ["PYSPARK_PYTHON"] = sys.executable
     builder = SparkSession.builder.appName("tests")

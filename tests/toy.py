@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,14 @@ from gesr_core.training.features import fit_feature_space, fit_requests
 from jobs import export_items, update_histories
 
 DS = "2024-03-10"
+_BUILT: dict[str, Path] = {}
 USERS, ITEMS = 24, 40
+
+
+@cache
+def _built_in() -> tempfile.TemporaryDirectory[str]:
+    """A folder that goes with the process."""
+    return tempfile.TemporaryDirectory(prefix="toys-")
 
 
 def toy_overrides(root: Path, *extra: str) -> list[str]:
@@ -39,6 +49,8 @@ def toy_overrides(root: Path, *extra: str) -> list[str]:
         "scoring.candidate_buckets=[4, 8]",
         "scoring.batch_pairs=32",
         "gate.max_quarantined_share=0.5",
+        "gate.max_unknown_share=0.5",
+        "gate.max_empty_history_share=1.0",
         # Every part of gesr is scored.
         "models.gesr.cross_width=8",
         *extra,
@@ -158,18 +170,31 @@ class Toy:
         string_ids: bool = False,
         overrides: Sequence[str] = (),
     ) -> Toy:
-        """Write everything that score_daily needs; `overrides` hold for every job in this world."""
+        """Write everything that score_daily needs; `overrides` hold for every job in this world.
+
+        Worlds that are alike are built once in a process, and copied: a Delta table is a folder like any other.
+        """
         toy = Toy(root, toy_config(root, *overrides), tuple(overrides))
         rows = toy_candidates() if candidates is None else candidates
-        write_toy_inputs(spark, toy.config, candidates=rows, string_ids=string_ids)
-        update_histories.main(toy.args(target=None))
-        write_toy_checkpoint(toy.config, string_ids=string_ids)
-        toy.export_items()
+        alike = repr((rows, string_ids, tuple(overrides)))
+        if alike not in _BUILT:
+            _BUILT[alike] = Path(tempfile.mkdtemp(dir=_built_in().name))
+            pattern = Toy(_BUILT[alike], toy_config(_BUILT[alike], *overrides), tuple(overrides))
+            write_toy_inputs(spark, pattern.config, candidates=rows, string_ids=string_ids)
+            update_histories.main(pattern.args(target=None))
+            write_toy_checkpoint(pattern.config, string_ids=string_ids)
+            pattern.export_items()
+        shutil.copytree(_BUILT[alike], root, dirs_exist_ok=True)
         return toy
 
     def export_items(self, *, ds: str = DS) -> None:
         """Export the item states of the checkpoint for a day."""
         export_items.main(self.args(ds=ds, target=None))
+
+    def settings(self, *overrides: str) -> list[str]:
+        """The options that every job has, in this world."""
+        values = toy_overrides(self.root, *self.overrides, *overrides)
+        return ["--env", "local", *(word for value in values for word in ("--set", value))]
 
     def args(
         self,
@@ -180,9 +205,7 @@ class Toy:
         replace: bool = False,
     ) -> list[str]:
         """The command line of a job in this world."""
-        options = ["--ds", ds, "--env", "local"]
-        for override in toy_overrides(self.root, *self.overrides, *overrides):
-            options += ["--set", override]
+        options = ["--ds", ds, *self.settings(*overrides)]
         options += ["--target", target] if target else []
         options += ["--checkpoint", checkpoint] if checkpoint else []
         return options + (["--replace"] if replace else [])

@@ -48,6 +48,9 @@ class Day:
     def staging(self) -> DataFrame:
         return read_table(self.spark, self.config.table(Role.STAGING))
 
+    def has_staging(self) -> bool:
+        return table_exists(self.spark, self.config.table(Role.STAGING))
+
     def create_tables(self, pinned: Pinned) -> None:
         """Create what the run writes, with the id types of its candidates."""
         candidates = pinned.inputs[Role.CANDIDATES].df
@@ -64,13 +67,18 @@ class Day:
             (
                 Role.STAGING,
                 self.config.table(Role.STAGING),
-                "it holds unfinished runs alone: finish them and remove it, or give this one a staging of its own "
-                "(--set tables.staging.location=...)",
+                "it holds unfinished runs alone: finish them with the version that began them or give them up, and "
+                "remove it, or give this one a staging of its own (--set tables.staging.location=...)",
             ),
         ):
-            self._require_columns(ref, written_columns(role, user=user, item=item, tasks=tasks), remedy=remedy)
+            self.require_columns(ref, written_columns(role, user=user, item=item, tasks=tasks), remedy=remedy)
 
-    def _require_columns(self, ref: TableRef, columns: Mapping[str, str], *, remedy: str) -> None:
+    def require_columns(self, ref: TableRef, columns: Mapping[str, str], *, remedy: str) -> None:
+        """Check that a table that is there has the columns that this run writes.
+
+        Raises:
+            InputError: it lacks one, or has it with another type.
+        """
         table = read_table(self.spark, ref)
         require_columns(table, list(columns), where=f"{ref.role} ({ref.location})", remedy=remedy)
         for name, expected in columns.items():

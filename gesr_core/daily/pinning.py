@@ -14,11 +14,13 @@ from pyspark.sql import DataFrame, SparkSession
 
 from gesr_core.config import Config
 from gesr_core.content import sha256_of
+from gesr_core.daily.code import made_by
 from gesr_core.daily.requests import sampled_requests, user_features
 from gesr_core.errors import InputError
 from gesr_core.executors import OnGrantedGpu, gpu_profile, probe_worker
 from gesr_core.io.daily import InputTable, item_type, newest_days, read_daily
-from gesr_core.io.tables import read_table
+from gesr_core.io.retention import kept_days
+from gesr_core.io.tables import files_are_gone, read_table
 from gesr_core.join.requests import users_at
 from gesr_core.join.shards import balanced_parts, pairs_per_shard
 from gesr_core.names import Col, Role
@@ -92,7 +94,10 @@ def pin_newest(
         vars(sizes),
         known.parts if known else _parts(inputs[Role.CANDIDATES].df, shards=scoring.shards),
         form,
+        made_by(),
     )
+    if not known:
+        _warn_of_short_retention(spark, config, inputs)
     if log_plan:
         _log_plan(pins, device=worker.device, shards=scoring.shards)
     return Pinned(inputs, checkpoint, states, pins, _in_form(task, form))
@@ -118,8 +123,14 @@ def pin_again(spark: SparkSession, config: Config, ds: str, pins: Pins) -> Pinne
     where = {Role(role): (table.location, table.version) for role, table in pins.inputs.items()}
     features = user_features(checkpoint)
     lists = checkpoint.features.user_lists
-    inputs = read_daily(spark, config, ds=ds, user_features=features, user_lists=lists, pinned=where)
-    tables = _pin_tables(inputs, ds=ds, features=features)
+    try:
+        inputs = read_daily(spark, config, ds=ds, user_features=features, user_lists=lists, pinned=where)
+        tables = _pin_tables(inputs, ds=ds, features=features)
+    except Exception as err:
+        if not files_are_gone(err):
+            raise
+        versions = ", ".join(f"{role} version {table.version}" for role, table in pins.inputs.items())
+        raise InputError(f"files of what was pinned ({versions}) were removed: a vacuum came between") from err
     changed = [role for role, table in tables.items() if table != pins.inputs[role]]
     if changed:
         raise InputError(f"{', '.join(changed)}: what stands there now is not what was pinned")
@@ -187,6 +198,7 @@ def _pin_tables(
             _of_the_ds(role, inputs, ds=ds, features=features),
             location=table.location,
             version=table.version,
+            table_id=table.table_id,
             known=known.inputs.get(role.value) if known else None,
         )
         for role, table in inputs.items()
@@ -200,6 +212,20 @@ def _of_the_ds(role: Role, inputs: Mapping[Role, InputTable], *, ds: str, featur
         return df
     asked = inputs[Role.CANDIDATES].df.select(Col.USER_ID).distinct()
     return users_at(df, ds=ds, features=features).join(asked, on=Col.USER_ID, how="left_semi")
+
+
+def _warn_of_short_retention(spark: SparkSession, config: Config, inputs: Mapping[Role, InputTable]) -> None:
+    """Say of which inputs their owners will remove the pinned version before a replay of this run is given up."""
+    wanted = config.retention.replay_days
+    for role, table in inputs.items():
+        days = kept_days(spark, replace(config.table(role), location=table.location))
+        if days < wanted:
+            log.warning(
+                "%s (%s) keeps old versions for %g days: after that this run cannot be replayed, nor resumed "
+                "(retention.replay_days is %d; its owner sets delta.deletedFileRetentionDuration and "
+                "delta.logRetentionDuration)",
+                role.value, table.location, days, wanted,
+            )  # fmt: skip
 
 
 def _log_plan(pins: Pins, *, device: str, shards: int) -> None:

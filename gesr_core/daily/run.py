@@ -1,36 +1,36 @@
-"""A run of score_daily, step by step: open or resume, stage, accept, gate, publish, finish. Driver only."""
+"""A run of score_daily, step by step: stage, accept, gate, publish, finish. Driver only."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version as package_version
 from typing import Any
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 
-import gesr_core
-from gesr_core.config import Config
 from gesr_core.daily.day import Day
-from gesr_core.daily.pinning import Pinned, asked_checkpoint, pin_again, pin_newest
+from gesr_core.daily.manifest import manifest_of
+from gesr_core.daily.pinning import Pinned
 from gesr_core.daily.requests import requests_of_shards
-from gesr_core.errors import AnotherRunWon, GateRefused, InputError
+from gesr_core.errors import AnotherRunWon, GateRefused, GesrError
 from gesr_core.executors import OnGrantedGpu, gpu_profile
+from gesr_core.failpoints import reach
 from gesr_core.io.tables import read_table, table_version
 from gesr_core.names import Col, Role
-from gesr_core.sink.gate import check_gate, count_candidates, count_staged
-from gesr_core.sink.ledger import LedgerRow, append_ledger
+from gesr_core.runtime.worker import ScoreShards
+from gesr_core.sink.gate import check_gate, count_candidates, count_staged, overrule, refused
+from gesr_core.sink.ledger import LedgerRow, append_ledger, newest_published_before
 from gesr_core.sink.progress import Progress
 from gesr_core.sink.publish import publish, quarantine, refuse_other
-from gesr_core.sink.run import Lost, Run, accepted_shards, new_run_id, newest_generation, opened, unfinished
+from gesr_core.sink.run import JOB, Lost, Run, accepted_shards
+from gesr_core.sink.score_distribution import ScoreDistribution
 from gesr_core.sink.staging import (
     accepted_rows,
     attempt_counts,
+    by_attempt,
     clear_staging,
     new_attempt_id,
     one_partition_per_part,
@@ -44,108 +44,76 @@ from gesr_core.udf import result_fields, score_with_udf
 log = logging.getLogger(__name__)
 
 
-def already_published(spark: SparkSession, config: Config, args: argparse.Namespace) -> bool:
-    """Say whether the `ds` stands published from the same content, and finish what its run may have left undone.
-
-    Raises:
-        InputError: it is published from other content, model or configuration, and there is no `--replace`.
-    """
-    day = Day(spark, config, args.ds, args.target)
-    standing = day.standing()
-    if standing is None:
-        return False
-    rows = day.ledger()
-    known = any(row.kind == "run_opened" and row.run_id == standing.run_id for row in rows)
-    if known and not any(row.kind == "run_published" and row.run_id == standing.run_id for row in rows):
-        log.info("run %s published, but did not live to say so: finishing for it", standing.run_id)
-        finish(day, opened(rows, standing.run_id), started_s=time.monotonic())
-    if args.replace:
-        return False
-    run = opened(rows, standing.run_id)
-    now = pin_newest(spark, config, args, known=run.pins)
-    differences = run.pins.differences(now.pins)
-    if differences:
-        raise InputError(
-            f"ds {args.ds} of {args.target} is published already (run {run.run_id}, generation {standing.generation}), "
-            f"and this differs since: {'; '.join(differences)}; --replace scores it again and replaces exactly this ds"
-        )
-    log.info(
-        "ds %s of %s is published already (run %s, generation %d) from the same content: nothing to do",
-        args.ds,
-        args.target,
-        run.run_id,
-        standing.generation,
+def gate_basis(day: Day, *, checkpoint_id: str) -> tuple[dict[str, Any], ScoreDistribution | None]:
+    """Return what the gate compares with, as the ledger records it, and the scores of an earlier `ds` among it."""
+    earlier = newest_published_before(
+        day.spark, day.ledger_ref, job=JOB, ds=day.ds, target=day.target, checkpoint_id=checkpoint_id
     )
-    return True
+    scores = earlier.details.get("gate", {}).get("scores") if earlier else None
+    reference = {"ds": earlier.ds, "run_id": earlier.run_id} if earlier and scores else None
+    basis = {"bounds": day.config.gate.model_dump(mode="json"), "reference": reference}
+    return basis, ScoreDistribution.from_json(scores) if scores else None
 
 
-def open_run(spark: SparkSession, config: Config, args: argparse.Namespace) -> DailyRun:
-    """Open a run: resume unfinished work from its own pins, or (always with --replace) pin the newest versions.
-
-    Raises:
-        InputError: an input is missing.
-        AnotherRunWon: another run published the `ds` since `already_published` looked.
-    """
-    day = Day(spark, config, args.ds, args.target)
-    standing, rows = day.standing(), day.ledger()
-    if standing is not None and not args.replace:
-        raise AnotherRunWon(f"ds {args.ds} of {args.target} was published by run {standing.run_id} just now")
-    generation = newest_generation(standing, rows)
-    former = None if args.replace else _unfinished(day, args, rows, generation=generation)
-    pinned = _pinned_again(day, former) if former else None
-    resumed = former.run_id if former and pinned else None
-    pinned = pinned or pin_newest(spark, config, args)
-    day.create_tables(pinned)
-    run = Run(args.ds, args.target, new_run_id(), generation, pinned.pins, resumes=resumed)
-    append_ledger(spark, day.ledger_ref, [run.opening()])
-    resuming = f", resuming the work of run {resumed}" if resumed else ""
-    log.info("run %s opened for ds %s of %s%s", run.run_id, run.ds, run.target, resuming)
-    return DailyRun(day, run, pinned, lost=_lost(day, run, rows), trace_folder=args.profile)
+def score(day: Day, pinned: Pinned, task: ScoreShards, *, shards: Sequence[int]) -> DataFrame:
+    """Return the score rows of some shards of what is pinned."""
+    parts, scoring = pinned.pins.parts, day.config.scoring
+    requests = requests_of_shards(pinned.inputs, pinned.checkpoint, scoring, ds=day.ds, shards=shards, parts=parts)
+    requests = one_partition_per_part(requests, {shard: parts.get(shard, 1) for shard in shards})
+    if scoring.transport == "pandas_udf":
+        return score_with_udf(requests, task)
+    user = requests.schema[Col.USER_ID].dataType.simpleString()
+    fields = f"{Col.SHARD} int, {Col.USER_ID} {user}, {result_fields(requests, tasks=task.settings.tasks)}"
+    profile = gpu_profile(day.spark, wanted=scoring.device, workers_per_gpu=scoring.workers_per_gpu)
+    return requests.mapInArrow(OnGrantedGpu(task), fields, profile=profile)
 
 
-def _pinned_again(day: Day, former: Run) -> Pinned | None:
-    """Read what an unfinished run pinned; None where that is no longer to be had, and the work must be begun anew."""
-    try:
-        return pin_again(day.spark, day.config, day.ds, former.pins)
-    except InputError as err:
-        log.warning("the work of run %s cannot be resumed, and is begun anew: %s", former.run_id, err)
-        return None
+def finish_for(day: Day, run: Run, rows: Sequence[LedgerRow], *, started_s: float) -> None:
+    """Write what follows the publication of a run that died before it could."""
+    answers = [row for row in rows if row.kind == "gate_passed" and _of_work(row, run)]
+    # Its own, unless what it was told is what a former run of this work was told, which is not recorded again.
+    own = [row for row in answers if row.run_id == run.run_id] or answers
+    gate = own[-1].details if own else {}
+    judged = {(shard, attempt) for attempt, shards in gate.get("attempts", {}).items() for shard in shards}
+    # Of an earlier version's gate it is not known which attempts it judged: the first of each shard, then.
+    others = frozenset((r.shard, r.attempt_id) for r in rows if judged and (r.shard, r.attempt_id) not in judged)
+    accepted = accepted_shards(rows, run.work_id, lost=others)
+    version, df = -1, None
+    if day.has_staging():
+        ref = day.config.table(Role.STAGING)
+        version = table_version(day.spark, ref)
+        staging = read_table(day.spark, ref, version=version)
+        users = staged_users(staging, work_id=run.work_id)
+        if all(row.counts.get("users", 0) == users.get((row.shard, row.attempt_id), 0) for row in accepted.values()):
+            df = accepted_rows(staging, accepted, work_id=run.work_id)
+    if df is None:
+        log.warning("the staged rows of run %s are gone: what it rejected does not come to quarantine", run.run_id)
+    finish(day, run, Staged(version, accepted, df), gate=gate, started_s=started_s)
 
 
-def _lost(day: Day, run: Run, rows: Sequence[LedgerRow]) -> Lost:
-    """Accepted attempts whose rows are not, or not all, in staging any more: somebody cleaned it."""
-    accepted = [row for row in rows if row.kind == "shard_accepted" and row.details.get("work_id") == run.work_id]
-    if not accepted:
-        return frozenset()
-    staged = staged_users(day.staging(), work_id=run.work_id)
-    gone = [
-        (r.shard, r.attempt_id) for r in accepted if r.counts.get("users", 0) != staged.get((r.shard, r.attempt_id), 0)
-    ]
-    return frozenset(gone)
-
-
-def finish(day: Day, run: Run, *, started_s: float, lost: Lost = frozenset()) -> None:
+def finish(day: Day, run: Run, staged: Staged, *, gate: Mapping[str, Any], started_s: float) -> None:
     """Write what follows a publication; every step may be repeated without doubling anything."""
-    staged = read_staged(day, run, lost=lost)
-    quarantine(staged.rows, day.config.table(Role.QUARANTINE), run)
+    if staged.rows is not None:
+        quarantine(staged.rows, day.config.table(Role.QUARANTINE), run)
+    reach("quarantined")
     counts: dict[str, int] = {}
     for row in staged.accepted.values():
         for name, value in row.counts.items():
             counts[name] = counts.get(name, 0) + value
-    details = {"work_id": run.work_id, "pins": run.pins.to_json(), "work": staged.work.to_json()}
+    details = {"work_id": run.work_id, "pins": run.pins.to_json(), "work": staged.work.to_json(), "gate": gate}
     elapsed_s = time.monotonic() - started_s
     published = run.row(
         "run_published", generation=run.generation + 1, counts=counts, elapsed_s=elapsed_s, details=details
     )
-    append_ledger(day.spark, day.ledger_ref, [published])
+    append_ledger(day.spark, day.ledger_ref, [published], once=f"run_published/{run.run_id}")
+    reach("recorded")
     log.info("%s", staged.work)
-    clear_staging(day.spark, day.config.table(Role.STAGING), work_id=run.work_id)
+    if day.has_staging():
+        clear_staging(day.spark, day.config.table(Role.STAGING), work_id=run.work_id)
 
 
-def _unfinished(day: Day, args: argparse.Namespace, rows: Sequence[LedgerRow], *, generation: int) -> Run | None:
-    checkpoint_id = asked_checkpoint(day.config, args).checkpoint_id if args.checkpoint else None
-    configuration = day.config.scoring_hash()
-    return unfinished(rows, generation=generation, checkpoint_id=checkpoint_id, configuration=configuration)
+def _of_work(row: LedgerRow, run: Run) -> bool:
+    return bool(row.details.get("work_id") == run.work_id)
 
 
 @dataclass(frozen=True)
@@ -157,7 +125,8 @@ class Staged:
 
     version: int
     accepted: Mapping[int, LedgerRow]
-    rows: DataFrame
+    # None: they are gone from staging, after they were published.
+    rows: DataFrame | None
 
     @property
     def work(self) -> Work:
@@ -182,6 +151,7 @@ class DailyRun:
     run: Run
     pinned: Pinned
     lost: Lost = frozenset()
+    accepted_checks: frozenset[str] = frozenset()
     trace_folder: str | None = None
     started_s: float = field(default_factory=time.monotonic)
 
@@ -200,20 +170,8 @@ class DailyRun:
         """Score some shards into staging, under a new attempt id that counts for nothing yet."""
         attempt_id = new_attempt_id()
         self.wave_started_s = time.monotonic()
-        parts = self.run.pins.parts
-        pinned, scoring = self.pinned, self.day.config.scoring
-        requests = requests_of_shards(
-            pinned.inputs, pinned.checkpoint, scoring, ds=self.run.ds, shards=shards, parts=parts
-        )
-        requests = one_partition_per_part(requests, {shard: parts.get(shard, 1) for shard in shards})
         task = replace(self.pinned.task, trace_folder=self.trace_folder)
-        if scoring.transport == "pandas_udf":
-            scored = score_with_udf(requests, task)
-        else:
-            user = requests.schema[Col.USER_ID].dataType.simpleString()
-            fields = f"{Col.SHARD} int, {Col.USER_ID} {user}, {result_fields(requests, tasks=task.settings.tasks)}"
-            profile = gpu_profile(self.day.spark, wanted=scoring.device, workers_per_gpu=scoring.workers_per_gpu)
-            scored = requests.mapInArrow(OnGrantedGpu(task), fields, profile=profile)
+        scored = score(self.day, self.pinned, task, shards=shards)
         stage(scored, self.day.config.table(Role.STAGING), work_id=self.run.work_id, attempt_id=attempt_id)
         return attempt_id
 
@@ -239,26 +197,38 @@ class DailyRun:
         """Check the staged shards and return the manifest of the publication.
 
         Raises:
-            GateRefused: a number is out of bounds; nothing was published.
+            GateRefused: a number is out of bounds, and nobody overruled it; nothing was published.
             AnotherRunWon: another run published this `ds` meanwhile.
         """
         self.staged = read_staged(self.day, self.run, lost=self.lost)
-        staged = count_staged(self.staged.rows, tasks=self.pinned.task.settings.tasks)
+        assert self.staged.rows is not None
+        staged, scores = count_staged(self.staged.rows, tasks=self.pinned.task.settings.tasks)
         candidates = count_candidates(self.pinned.inputs[Role.CANDIDATES].df)
-        checks = check_gate(staged, candidates, bounds=self.day.config.gate)
-        failed = [check for check in checks if not check.passed]
-        details = {
-            "checks": [vars(check) for check in checks],
-            "staged": vars(staged),
-            "staging_version": self.staged.version,
+        checkpoint_id = self.run.pins.checkpoint["id"]
+        basis, reference = gate_basis(self.day, checkpoint_id=checkpoint_id)
+        checks = overrule(
+            check_gate(staged, candidates, scores=scores, reference=reference, bounds=self.day.config.gate),
+            self.accepted_checks,
+        )
+        failed = refused(checks)
+        self.answer = {
+            "work_id": self.run.work_id,
+            "checkpoint_id": checkpoint_id,
+            "basis": basis,
+            "checks": [check.to_json() for check in checks],
+            "staged": staged.to_json(),
+            "scores": scores.to_json(),
+            "attempts": by_attempt(self.staged.accepted),
         }
         if failed:
             # Whoever published this work first has cleared its rows from staging: then nothing is wrong with them.
             refuse_other(self.day.standing(), self.run)
-        kind = "gate_refused" if failed else "gate_passed"
-        append_ledger(self.day.spark, self.day.ledger_ref, [self.run.row(kind, details=details)])
+        self._record("gate_refused" if failed else "gate_passed", self.answer)
+        for check in checks:
+            if check.accepted:
+                log.warning("overruled by --accept %s: %s", check.key, check)
         if failed:
-            raise GateRefused("; ".join(f"{check} ({check.remedy})" for check in failed))
+            raise GateRefused("; ".join(check.explained for check in failed))
         log.info(
             "gate passed: %s users, %s candidates in, %s scored, %s quarantined",
             *(
@@ -266,7 +236,7 @@ class DailyRun:
                 for n in (staged.users, staged.candidates_in, staged.candidates_scored, staged.candidates_rejected)
             ),
         )
-        return self._manifest(details)
+        return manifest_of(self.run, self.pinned, config=self.day.config, work=self.staged.work, gate=self.answer)
 
     def publish(self, manifest: Mapping[str, Any]) -> None:
         """Replace the `ds` of the target in one fenced commit.
@@ -274,38 +244,41 @@ class DailyRun:
         Raises:
             AnotherRunWon: another run's publication stands.
         """
-        generation = publish(
-            self.staged.rows,
-            self.day.scores_ref,
-            self.run,
-            manifest=manifest,
-            read=self.day.standing,
-            output_files=self.day.config.scoring.output_files,
-        )
+        assert self.staged.rows is not None
+        try:
+            generation = publish(
+                self.staged.rows,
+                self.day.scores_ref,
+                self.run,
+                manifest=manifest,
+                read=self.day.standing,
+                output_files=self.day.config.scoring.output_files,
+            )
+        except AnotherRunWon as err:
+            standing = self.day.standing()
+            if standing is not None and standing.generation > self.run.generation:
+                raise
+            # The fence knows a publication that neither the table nor the ledger does: somebody took it away.
+            taken = self.run.row("generation_taken", generation=self.run.generation + 1)
+            append_ledger(self.day.spark, self.day.ledger_ref, [taken])
+            raise GesrError(
+                f"ds {self.run.ds} of {self.run.target} held a publication once that was taken away; nothing was "
+                "published, start the job again"
+            ) from err
         log.info("ds %s of %s published as generation %d", self.run.ds, self.run.target, generation)
 
     def finish(self) -> None:
         """Write what follows the publication."""
-        finish(self.day, self.run, started_s=self.started_s, lost=self.lost)
+        finish(self.day, self.run, self.staged, gate=self.answer, started_s=self.started_s)
+
+    def _record(self, kind: str, answer: Mapping[str, Any]) -> None:
+        """Record the gate's answer, unless it is what the ledger holds of this work already: a resume says it again."""
+        rows = [row for row in self.day.ledger() if row.kind in ("gate_passed", "gate_refused")]
+        newest = next((row for row in reversed(rows) if _of_work(row, self.run)), None)
+        said = json.loads(json.dumps(answer))
+        if newest is not None and (newest.kind, newest.details) == (kind, said):
+            return
+        append_ledger(self.day.spark, self.day.ledger_ref, [self.run.row(kind, details=said)])
 
     def _accepted(self) -> dict[int, LedgerRow]:
         return accepted_shards(self.day.ledger(), self.run.work_id, lost=self.lost)
-
-    def _manifest(self, gate: Mapping[str, Any]) -> dict[str, Any]:
-        packages = ("pyspark", "delta-spark", "torch", "pyarrow", "numpy")
-        manifest = {
-            "form": "gesr.scores",
-            "ds": self.run.ds,
-            "target": self.run.target,
-            "run_id": self.run.run_id,
-            "resumes": self.run.resumes,
-            "generation": self.run.generation + 1,
-            "pins": self.run.pins.to_json(),
-            "plan": vars(self.pinned.task.settings),
-            "shards": self.day.config.scoring.shards,
-            "work": self.staged.work.to_json(),
-            "gate": gate,
-            "code": gesr_core.__version__,
-            "versions": {"python": platform.python_version(), **{name: package_version(name) for name in packages}},
-        }
-        return dict(json.loads(json.dumps(manifest)))

@@ -10,17 +10,18 @@ from pyspark.sql import DataFrame, SparkSession, functions as F
 from gesr_core.config import Config
 from gesr_core.errors import InputError
 from gesr_core.io.histories import find_histories
-from gesr_core.io.tables import column_type, one_ds, read_input, read_table, require_unique, table_version
+from gesr_core.io.tables import column_type, one_ds, read_input, read_table, require_unique, table_detail, table_version
 from gesr_core.names import Col, Role
 
 
 @dataclass(frozen=True)
 class InputTable:
-    """The rows that one `ds` reads of a table, and which table and version they come from."""
+    """The rows that one `ds` reads of a table, and which table and version they come from; `table_id` is Delta's."""
 
     df: DataFrame
     location: str
     version: int
+    table_id: str
 
 
 def read_daily(
@@ -88,7 +89,7 @@ def _newest_or_pinned(
     ref = config.table(role)
     version = pinned[role][1] if pinned else table_version(spark, ref)
     df = read_input(spark, ref, version=version, features=features, lists=lists)
-    return InputTable(df, ref.location, version)
+    return InputTable(df, ref.location, version, table_detail(spark, ref).id)
 
 
 def _histories(
@@ -103,7 +104,7 @@ def _histories(
     ref = beside if location == beside.location else config.table(Role.HISTORIES)
     df = read_table(spark, ref, version=version)
     df = df.where(F.col(Col.AS_OF) == ds) if ref is beside else df
-    return InputTable(df.select(Col.USER_ID, Col.HISTORY), location, version)
+    return InputTable(df.select(Col.USER_ID, Col.HISTORY), location, version, table_detail(spark, ref).id)
 
 
 def _require_same_ids(tables: Mapping[Role, InputTable]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 
 from pyspark.sql import DataFrame, SparkSession, functions as F
@@ -32,6 +33,7 @@ class UpdateInputs:
     current: HistoriesState | None  # of histories
     beside: HistoriesState | None  # of the day in histories_at
     from_version: int  # of histories; -1: there is no such table yet
+    beside_version: int  # of histories_at
     wanted: HistoriesState
 
     @property
@@ -52,21 +54,25 @@ def open_update(spark: SparkSession, config: Config, *, ds: str) -> UpdateInputs
     Raises:
         InputError: `events` is missing or breaks its contract.
     """
+    # First what is to be changed, then what it is made from: who read older events than a rival did finds its commit.
+    current, from_version = stands_at(spark, config.table(Role.HISTORIES))
+    beside, beside_version = stands_at(spark, config.table(Role.HISTORIES_AT), as_of=ds)
     ref = config.table(Role.EVENTS)
     version, detail = table_version(spark, ref), table_detail(spark, ref)
-    current, from_version = stands_at(spark, config.table(Role.HISTORIES))
     return UpdateInputs(
         events=read_input(spark, ref, version=version),
         has_change_feed=detail.properties.get(CHANGE_FEED_PROPERTY) == "true",
         current=current,
-        beside=stands_at(spark, config.table(Role.HISTORIES_AT), as_of=ds)[0],
+        beside=beside,
         from_version=from_version,
+        beside_version=beside_version,
         wanted=HistoriesState(
             as_of=ds,
             events_table=detail.id,
             events_version=version,
             max_events=config.histories.max_events,
             shards=config.scoring.shards,
+            run_id=uuid.uuid4().hex[:12],
         ),
     )
 

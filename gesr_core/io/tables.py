@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession, functions as F
@@ -82,6 +81,11 @@ def read_table(spark: SparkSession, ref: TableRef, *, version: int | None = None
         require_columns(df, [real_name], where=_where(ref))
         df = df.withColumnRenamed(real_name, name)
     return df
+
+
+def files_are_gone(err: BaseException) -> bool:
+    """Say whether an error means that files of a pinned version are gone: a vacuum leaves the log, which names them."""
+    return any(text in str(err) for text in ("FILE_NOT_EXIST", "underlying files have been updated"))
 
 
 def read_input(
@@ -204,8 +208,8 @@ def _require_table(spark: SparkSession, ref: TableRef) -> None:
 
 
 def _neighbours(spark: SparkSession, ref: TableRef) -> list[str]:
-    if ref.is_local_folder:
-        parent = Path(ref.location).parent
+    if ref.local_folder is not None:
+        parent = ref.local_folder.parent
         return [p.name for p in parent.glob("*") if (p / "_delta_log").is_dir()] if parent.is_dir() else []
     if ref.is_path or not spark.catalog.databaseExists(ref.location.rpartition(".")[0] or "default"):
         return []

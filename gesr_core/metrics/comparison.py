@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pyspark.sql import DataFrame, functions as F
 
 from gesr_core.config import EvaluationConfig
+from gesr_core.errors import InputError
 from gesr_core.metrics.ranking import (
     ALL,
     LABEL,
@@ -47,7 +48,11 @@ class Comparison:
 
 
 def measure(comparison: Comparison, *, settings: EvaluationConfig) -> list[Metric]:
-    """Measure every ordering, with and (where configured) without the window's most bought item."""
+    """Measure every ordering, with and (where configured) without the window's most bought item.
+
+    Raises:
+        InputError: no more pairs are published than the smallest k wants.
+    """
     truth = comparison.truth.persist()
     candidates = usable_candidates(comparison.candidates)
     order = retrieval_order(one_row_per_user(candidates), sources=sources_of(candidates)).persist()
@@ -58,6 +63,8 @@ def measure(comparison: Comparison, *, settings: EvaluationConfig) -> list[Metri
     published_k = published.agg(F.max("place")).collect()[0][0] or 0
     # What stands below the published K is not known, so no cut goes deeper.
     ks = [k for k in settings.ks if k <= published_k]
+    if not ks:
+        raise InputError(f"the best {published_k} are published, fewer than any of evaluation.ks {list(settings.ks)}")
     ranks = rank_positives(_listed(comparison, published, order, truth, seed=settings.seed), top=top)
     found = [
         *measure_rankings(truth, ranks, ks=ks, published_k=published_k, segments=segments, top=top),

@@ -26,11 +26,13 @@ from typing import Any, Final
 
 import pyarrow as pa
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gesr_core.content import check_files, json_bytes, replace_file, sha256_of
-from gesr_core.errors import InputError
+from gesr_core.errors import AnotherRunWon, InputError
+from gesr_core.failpoints import reach
 from gesr_core.model.inputs import ItemFeatures, ItemState
 from gesr_core.runtime.item_index import ItemIndex
 
@@ -100,6 +102,7 @@ def export_item_states(
     catalogue: Catalogue,
     encode: Encode,
     provenance: Mapping[str, Any] | None = None,
+    since: str | None = None,
 ) -> Exported:
     """Write the states of a catalogue, and make them current for `ds`.
 
@@ -113,19 +116,38 @@ def export_item_states(
         catalogue: the encoded items.
         encode: the checkpoint's `encode_items`.
         provenance: what the catalogue was made from, for `is_current`.
+        since: what was current (`current_export`) when the catalogue was read; default: what is so now.
+
+    Raises:
+        AnotherRunWon: another export became current meanwhile; this one's rows are there, and nothing names them.
     """
     folder = root / checkpoint_id / ds
     path = folder / catalogue.items_version
+    former = current_export(root, checkpoint_id=checkpoint_id, ds=ds) if since is None else since
     rows, encoded_rows = len(catalogue.key_R), 0
     if not (path / MANIFEST).is_file():
         state, encoded_rows = _encode_changed(catalogue, _newest(root / checkpoint_id), encode)
         _write(path, catalogue, state, {"checkpoint_id": checkpoint_id, "ds": ds, "rows": rows})
-    # First what vouches for the alias goes, then the alias changes: a kill between them costs a second export, no more.
-    (folder / PROVENANCE).unlink(missing_ok=True)
-    replace_file(folder / LATEST, f"{path.name}\n".encode())
-    if provenance is not None:
-        replace_file(folder / PROVENANCE, json_bytes(provenance))
+    reach("item_states_written")
+    with FileLock(folder / f".{LATEST}.lock"):
+        newest = current_export(root, checkpoint_id=checkpoint_id, ds=ds)
+        if newest not in (former, path.name):
+            raise AnotherRunWon(
+                f"item states of {checkpoint_id} for {ds} were made {newest} by another export while this one worked; "
+                "this one changed nothing: run it again if it read newer tables"
+            )
+        # First what vouches for the alias goes, then the alias changes: a kill between them costs a second export.
+        (folder / PROVENANCE).unlink(missing_ok=True)
+        replace_file(folder / LATEST, f"{path.name}\n".encode())
+        if provenance is not None:
+            replace_file(folder / PROVENANCE, json_bytes(provenance))
     return Exported(path, rows, encoded_rows)
+
+
+def current_export(root: Path, *, checkpoint_id: str, ds: str) -> str:
+    """Return the items version of the current export of a checkpoint for `ds`; empty where there is none."""
+    alias = root / checkpoint_id / ds / LATEST
+    return alias.read_text().strip() if alias.is_file() else ""
 
 
 def is_current(root: Path, *, checkpoint_id: str, ds: str, provenance: Mapping[str, Any]) -> bool:

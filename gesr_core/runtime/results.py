@@ -70,6 +70,8 @@ def encode(
     )
     user_P = np.repeat(user_of_request, count_B)
     starts = pa.array(user_starts)
+    # All requests of a user have the same history.
+    events_B = lengths(list_column(window, Col.HISTORY_ITEM_ID)[0]).numpy()
     return pa.RecordBatch.from_arrays(
         [
             window.column(Col.SHARD).take(starts),
@@ -78,9 +80,13 @@ def encode(
             _rejected(window, user_of_request, item_ids.filter(pa.array(~known_P)), user_P[~known_P], users),
             pa.array(_sum_by_user(window.column(Col.CANDIDATES_IN).to_numpy(), user_of_request, users)),
             pa.array(_sum_by_user(known_P, user_P, users)),
+            pa.array(events_B[user_starts].astype(np.int64)),
         ],
-        names=[Col.SHARD, Col.USER_ID, Col.RANKED, Col.REJECTED, Col.CANDIDATES_IN, Col.CANDIDATES_SCORED],
-    )
+        names=[
+            Col.SHARD, Col.USER_ID, Col.RANKED, Col.REJECTED, Col.CANDIDATES_IN, Col.CANDIDATES_SCORED,
+            Col.HISTORY_EVENTS,
+        ],
+    )  # fmt: skip
 
 
 def _rejected(

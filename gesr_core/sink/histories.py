@@ -1,23 +1,26 @@
 """Write histories: each update is one Delta commit whose metadata says what they stand at from then on. Driver only.
 
-The commit is fenced: its transaction version is the table version that the run started from, plus one. A run that was
-overtaken therefore changes nothing, and learns of it by reading the state back.
+The commit is fenced by the version of the rows that the run started from, plus one. A run that was overtaken therefore
+changes nothing, and learns of it by reading the state back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession, functions as F
+from pyspark.sql.types import StructType
 
 from gesr_core.config import TableRef
-from gesr_core.errors import GesrError
-from gesr_core.histories_state import HistoriesState, newest_state, read_commits
+from gesr_core.errors import AnotherRunWon, GesrError
+from gesr_core.failpoints import reach
+from gesr_core.histories_state import Commit, HistoriesState, changes_since, newest_state, read_commits
 from gesr_core.names import Col, Role
 from gesr_core.schema import written_columns
-from gesr_core.sink.tables import commit_lock, create_table, replace_where
+from gesr_core.sink.commits import commit_fenced
+from gesr_core.sink.tables import append, commit_lock, create_table, overwrite, replace_where
 from gesr_core.spark_settings import settings
 
 _APP_ID: Final = "gesr.update_histories"
@@ -36,10 +39,8 @@ def merge_histories(
     """Update, insert or (where the new history is null) delete the rows of the given users; no other is rewritten.
 
     Raises:
-        GesrError: the table moved on since `from_version`; nothing was changed.
+        AnotherRunWon: rows moved on since `from_version`; nothing was changed.
     """
-    fence = {"txnAppId": _APP_ID, "txnVersion": str(from_version + 1)}
-    session = {_METADATA: state.to_json(), **{f"spark.databricks.delta.write.{k}": v for k, v in fence.items()}}
     table = DeltaTable.forPath(spark, ref.location) if ref.is_path else DeltaTable.forName(spark, ref.location)
     merge = (
         table.alias("old")
@@ -53,11 +54,17 @@ def merge_histories(
             values={name: f"new.{name}" for name in (Col.USER_ID, Col.SHARD, Col.HISTORY)},
         )
     )
-    with commit_lock(ref):
-        _require_unmoved(spark, ref, from_version=from_version)
-        with settings(spark, session):
+
+    def write(txn: tuple[str, int], check: Callable[[], None]) -> None:
+        # MERGE takes no options: what a writer would be told is the session's for as long.
+        fence = {"txnAppId": txn[0], "txnVersion": str(txn[1])}
+        own = {_METADATA: state.to_json(), **{f"spark.databricks.delta.write.{k}": v for k, v in fence.items()}}
+        with commit_lock(ref), settings(spark, own):
+            check()
             merge.execute()
-        return _recorded(spark, ref, state=state, from_version=from_version)
+
+    counts = _commit(spark, ref, write, state=state, from_version=from_version, may_skip=True)
+    return {"users_written": 0} if counts is None else counts
 
 
 def rebuild_histories(
@@ -66,32 +73,92 @@ def rebuild_histories(
     """Replace all histories in one commit; a table that does not exist (`from_version` -1) is created first.
 
     Raises:
-        GesrError: the table moved on since `from_version`; nothing was changed.
+        AnotherRunWon: rows moved on since `from_version`; nothing was changed.
     """
     if from_version < 0:
         _create(spark, ref, histories)
         from_version = 0
-    writer = histories.write.format("delta").mode("overwrite").option("userMetadata", state.to_json())
-    writer = writer.option("txnAppId", _APP_ID).option("txnVersion", from_version + 1)
-    with commit_lock(ref):
-        _require_unmoved(spark, ref, from_version=from_version)
-        if ref.is_path:
-            writer.save(ref.location)
-        else:
-            writer.saveAsTable(ref.location)
-        return _recorded(spark, ref, state=state, from_version=from_version)
+
+    def write(txn: tuple[str, int], check: Callable[[], None]) -> None:
+        overwrite(histories, ref, metadata=state.to_json(), txn=txn, check=check)
+
+    return _commit(spark, ref, write, state=state, from_version=from_version) or {}
 
 
 def replace_histories_at(
-    spark: SparkSession, ref: TableRef, histories: DataFrame, *, state: HistoriesState
+    spark: SparkSession, ref: TableRef, histories: DataFrame, *, state: HistoriesState, from_version: int
 ) -> Mapping[str, int]:
-    """Replace the histories of `state.as_of` beside the newest, in one commit; the table is created when missing."""
+    """Replace the histories of `state.as_of` beside the newest, in one commit; the table is created when missing.
+
+    Raises:
+        AnotherRunWon: that day's rows moved on since `from_version`; nothing was changed.
+    """
     _create(spark, ref, histories)
-    from_version = read_commits(spark, ref)[0].version
     dated = histories.select(F.lit(state.as_of).alias(Col.AS_OF), "*")
-    replace_where(dated, ref, column=Col.AS_OF, value=state.as_of, metadata=state.to_json())
-    with commit_lock(ref):
-        return _recorded(spark, ref, state=state, from_version=from_version, as_of=state.as_of)
+
+    def write(txn: tuple[str, int], check: Callable[[], None]) -> None:
+        metadata = state.to_json()
+        replace_where(dated, ref, column=Col.AS_OF, value=state.as_of, metadata=metadata, txn=txn, check=check)
+
+    return _commit(spark, ref, write, state=state, from_version=max(0, from_version), as_of=state.as_of) or {}
+
+
+def _commit(
+    spark: SparkSession,
+    ref: TableRef,
+    write: Callable[[tuple[str, int], Callable[[], None]], None],
+    *,
+    state: HistoriesState,
+    from_version: int,
+    as_of: str | None = None,
+    may_skip: bool = False,
+) -> Mapping[str, int] | None:
+    """Make the fenced commit of a state, see that it stands, and return what it counted; None: no row had to change.
+
+    The fence is the version of the last commit that moved rows, plus one: maintenance does not count, and of two runs
+    that started from the same rows Delta skips the later one.
+
+    Raises:
+        AnotherRunWon: another run moved the rows since `from_version`.
+    """
+    app_id = _APP_ID if as_of is None else f"{_APP_ID}/{as_of}"
+    # A log that has forgotten its commits says nothing of them: then any version is late enough.
+    moved = changes_since(read_commits(spark, ref), -1, as_of=as_of)
+    txn = (app_id, 1 + min(from_version, moved[0].version if moved else from_version))
+
+    def refuse_other() -> None:
+        rivals = changes_since(read_commits(spark, ref), from_version, as_of=as_of)
+        if rivals and not stands():
+            raise _overtaken(ref, rivals[0], from_version=from_version)
+
+    def stands() -> bool:
+        found = newest_state(read_commits(spark, ref), as_of=as_of)
+        return found is not None and found.run_id == state.run_id
+
+    def commit() -> None:
+        write(txn, refuse_other)
+        reach("histories_written")
+
+    reach("before_histories")
+    commit_fenced(commit, refuse_other=refuse_other, stands=stands, where=ref.location)
+    counts: Mapping[str, int] | None = None
+    if stands():
+        counts = _counts(read_commits(spark, ref)[0].metrics)
+    elif may_skip:
+        # Delta makes no commit for a merge that changes no row; the day has passed all the same.
+        nothing = spark.createDataFrame([], _schema(spark, ref))
+        append(nothing, ref, metadata=state.to_json(), txn=txn)
+    if not stands():
+        rivals = changes_since(read_commits(spark, ref), from_version, as_of=as_of)
+        if rivals:
+            raise _overtaken(ref, rivals[0], from_version=from_version)
+        raise GesrError(f"{ref.location} took no commit of {state.as_of}: Delta knows one of that number already")
+    return counts
+
+
+def _schema(spark: SparkSession, ref: TableRef) -> StructType:
+    table = spark.read.format("delta").load(ref.location) if ref.is_path else spark.read.table(ref.location)
+    return table.schema
 
 
 def _create(spark: SparkSession, ref: TableRef, histories: DataFrame) -> None:
@@ -101,30 +168,12 @@ def _create(spark: SparkSession, ref: TableRef, histories: DataFrame) -> None:
     create_table(spark, ref, columns, properties=_PROPERTIES)
 
 
-def _require_unmoved(spark: SparkSession, ref: TableRef, *, from_version: int) -> None:
-    version = read_commits(spark, ref)[0].version
-    if version != from_version:
-        raise _overtaken(ref, from_version=from_version)
-
-
-def _recorded(
-    spark: SparkSession, ref: TableRef, *, state: HistoriesState, from_version: int, as_of: str | None = None
-) -> Mapping[str, int]:
-    """See that the table stands at `state` now, and return what its newest commit counted."""
-    commits = read_commits(spark, ref)
-    if commits[0].version == from_version:
-        # Delta makes no commit for a write that changes no row; the day has passed all the same.
-        with settings(spark, {_METADATA: state.to_json()}):
-            spark.sql(f"ALTER TABLE {ref.sql_name} SET TBLPROPERTIES ('gesr.{Col.AS_OF}' = '{state.as_of}')")
-        return {"users_written": 0}
-    if newest_state(commits, as_of=as_of) != state:
-        raise _overtaken(ref, from_version=from_version)
-    return _counts(commits[0].metrics)
-
-
-def _overtaken(ref: TableRef, *, from_version: int) -> GesrError:
-    return GesrError(
-        f"{ref.role} moved on from version {from_version} while this run worked; it changed nothing: run it again"
+def _overtaken(ref: TableRef, rival: Commit, *, from_version: int) -> AnotherRunWon:
+    state = HistoriesState.from_json(rival.metadata)
+    who = f"run {state.run_id} brought it to {state.as_of}" if state else f"{rival.operation} of somebody else"
+    return AnotherRunWon(
+        f"{ref.role} moved on from version {from_version} to {rival.version} ({who}) while this run worked; it changed "
+        "nothing: run it again"
     )
 
 

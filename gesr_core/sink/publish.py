@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from delta.exceptions import (
-    ConcurrentAppendException,
-    ConcurrentDeleteDeleteException,
-    ConcurrentDeleteReadException,
-    ConcurrentTransactionException,
-    ConcurrentWriteException,
-    DeltaConcurrentModificationException,
-    MetadataChangedException,
-    ProtocolChangedException,
-)
 from pyspark.sql import DataFrame, functions as F
 
 from gesr_core.config import TableRef
-from gesr_core.errors import AnotherRunWon, GesrError
+from gesr_core.errors import AnotherRunWon
+from gesr_core.failpoints import reach
 from gesr_core.names import Col
+from gesr_core.sink.commits import commit_fenced
 from gesr_core.sink.run import Publication, Run
 from gesr_core.sink.tables import append, replace_where
-
-log = logging.getLogger(__name__)
-
-_ATTEMPTS = 6
-# delta-spark derives none of these from DeltaConcurrentModificationException.
-_CONFLICTS = (
-    ConcurrentAppendException,
-    ConcurrentDeleteDeleteException,
-    ConcurrentDeleteReadException,
-    ConcurrentTransactionException,
-    ConcurrentWriteException,
-    DeltaConcurrentModificationException,
-    MetadataChangedException,
-    ProtocolChangedException,
-)
 
 ReadPublication = Callable[[], Publication | None]
 
@@ -65,22 +40,26 @@ def publish(
         GesrError: conflicts that no publisher of this `ds` caused (a compaction) did not end.
     """
     generation = run.generation + 1
-    scores = _score_rows(rows, run, generation=generation, model_version=run.pins.checkpoint["id"])
+    scores = score_rows(rows, run, generation=generation)
     placed = scores.repartition(output_files, Col.USER_ID).sortWithinPartitions(Col.USER_ID)
     txn = (f"gesr/{run.target}/{run.ds}", generation)
-    for attempt in range(1, _ATTEMPTS + 1):
+
+    def write() -> None:
+        replace_where(
+            placed, ref, column=Col.DS, value=run.ds, metadata=json.dumps(manifest), txn=txn, check=not_overtaken
+        )
+        reach("published")
+
+    def not_overtaken() -> None:
         refuse_other(read(), run)
-        try:
-            replace_where(placed, ref, column=Col.DS, value=run.ds, metadata=json.dumps(manifest), txn=txn)
-            break
-        except _CONFLICTS as err:
-            if attempt == _ATTEMPTS:
-                raise GesrError(f"{ref.location}: {attempt} commits in a row met a conflict; try again later") from err
-            log.info("a concurrent commit got in the way (%s); publishing again from staging", type(err).__name__)
-            time.sleep(0.5 * 2**attempt)
-    standing = read()
-    if standing is None or standing.run_id != run.run_id:
-        raise AnotherRunWon(_won(standing, run))
+
+    def stands() -> bool:
+        standing = read()
+        return standing is not None and standing.run_id == run.run_id
+
+    commit_fenced(write, refuse_other=not_overtaken, stands=stands, where=ref.location)
+    if not stands():
+        raise AnotherRunWon(_won(read(), run))
     return generation
 
 
@@ -97,13 +76,14 @@ def quarantine(rows: DataFrame, ref: TableRef, run: Run) -> None:
     append(entries.coalesce(1), ref, txn=(f"gesr/quarantine/{run.run_id}", 1))
 
 
-def _score_rows(rows: DataFrame, run: Run, *, generation: int, model_version: str) -> DataFrame:
+def score_rows(rows: DataFrame, run: Run, *, generation: int) -> DataFrame:
+    """Return the rows of `scores` that a run publishes as this generation, from its accepted staging rows."""
     return rows.where(F.size(Col.RANKED) > 0).select(
         F.lit(run.ds).alias(Col.DS),
         Col.USER_ID,
         Col.RANKED,
         F.lit(generation).cast("bigint").alias(Col.GENERATION),
-        F.lit(model_version).alias(Col.MODEL_VERSION),
+        F.lit(run.pins.checkpoint["id"]).alias(Col.MODEL_VERSION),
         F.lit(run.run_id).alias(Col.RUN_ID),
     )
 

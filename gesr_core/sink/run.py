@@ -22,6 +22,7 @@ from gesr_core.names import Col
 from gesr_core.sink.ledger import LedgerRow
 
 JOB = "score_daily"
+REPLAY_JOB = "replay"
 
 # (shard, attempt id) of accepted attempts whose rows are no longer in staging
 Lost = frozenset[tuple[int | None, str | None]]
@@ -29,11 +30,15 @@ Lost = frozenset[tuple[int | None, str | None]]
 
 @dataclass(frozen=True)
 class PinnedTable:
-    """An input table at one version, with a digest of the content that this `ds` reads of it."""
+    """An input table at one version, with a digest of the content that this `ds` reads of it.
+
+    `table_id` is Delta's: a table that was made anew counts its versions anew.
+    """
 
     location: str
     version: int
     digest: str
+    table_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Pins:
 
     `sizes` is how much a worker takes on at once, `parts` into how many parts the shards are cut that hold far more
     pairs than others, `form` the model's precision and whether it is compiled, with the trials that decided it (empty:
-    as it was trained): a resume has to repeat them.
+    as it was trained): a resume has to repeat them. `made_by` is the code and the libraries that score: shards of
+    others are not taken over.
     """
 
     inputs: Mapping[str, PinnedTable]
@@ -52,6 +58,7 @@ class Pins:
     sizes: Mapping[str, Any]
     parts: Mapping[int, int] = field(default_factory=dict)
     form: Mapping[str, Any] = field(default_factory=dict)
+    made_by: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         inputs = {role: vars(table) for role, table in self.inputs.items()}
@@ -64,6 +71,7 @@ class Pins:
             # JSON has no numbers for keys.
             "parts": [[shard, parts] for shard, parts in sorted(self.parts.items())],
             "form": dict(self.form),
+            "made_by": dict(self.made_by),
         }
 
     @staticmethod
@@ -78,6 +86,7 @@ class Pins:
             values.get("sizes", {}),
             dict(map(tuple, values.get("parts", []))),
             values.get("form", {}),
+            values.get("made_by", {}),
         )
 
     def differences(self, other: Pins) -> list[str]:
@@ -90,12 +99,18 @@ class Pins:
             for role in sorted({*self.inputs} & {*other.inputs})
             if self.inputs[role].digest != other.inputs[role].digest
         ]
-        if self.checkpoint["id"] != other.checkpoint["id"]:
-            found.append(f"checkpoint ({self.checkpoint['id']} before, {other.checkpoint['id']} now)")
         if self.item_states["version"] != other.item_states["version"]:
             found.append("item states")
-        if self.configuration != other.configuration:
-            found.append("configuration (features, labels, histories, scoring or gate)")
+        of_model = self.differences_of_model(checkpoint_id=other.checkpoint["id"], configuration=other.configuration)
+        return [*found, *of_model]
+
+    def differences_of_model(self, *, checkpoint_id: str, configuration: str) -> list[str]:
+        """Name what differs in checkpoint and configuration, for which no table has to be read."""
+        found = []
+        if self.checkpoint["id"] != checkpoint_id:
+            found.append(f"checkpoint ({self.checkpoint['id']} before, {checkpoint_id} now)")
+        if self.configuration != configuration:
+            found.append("configuration (features, labels, histories or scoring)")
         return found
 
 
@@ -127,9 +142,9 @@ class Run:
         """Return a ledger entry of this run."""
         return LedgerRow(kind=kind, job=JOB, ds=self.ds, target=self.target, run_id=self.run_id, **values)
 
-    def opening(self) -> LedgerRow:
-        """Return the entry that pins what the run reads."""
-        details = {**self.details, "pins": self.pins.to_json(), "work_id": self.work_id, "resumes": self.resumes}
+    def opening(self, **facts: Any) -> LedgerRow:
+        """Return the entry that pins what the run reads; `facts` are what else it shall say."""
+        details = {**facts, "pins": self.pins.to_json(), "work_id": self.work_id, "resumes": self.resumes}
         return self.row("run_opened", generation=self.generation, details=details)
 
 
@@ -141,7 +156,7 @@ def work_id(ds: str, target: str, generation: int, pins: Pins) -> str:
     named = pins.to_json()
     named["form"] = {name: value for name, value in named["form"].items() if name != "trials"}
     # What an earlier version did not pin is left out where it says nothing, so that its work keeps its name.
-    named = {name: value for name, value in named.items() if value or name not in ("parts", "form")}
+    named = {name: value for name, value in named.items() if value or name not in ("parts", "form", "made_by")}
     text = json.dumps([ds, target, generation, named], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -151,26 +166,43 @@ def new_run_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def unfinished(
-    rows: Sequence[LedgerRow], *, generation: int, checkpoint_id: str | None, configuration: str
-) -> Run | None:
-    """Return the newest unfinished run that a new one may resume.
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that did not publish, and what the gate answered to its work: None where it was not asked."""
 
-    Unfinished means: opened on the generation that still stands, and not refused by the gate: what was refused needs
-    other inputs, so the next run pins the newest (the same ones give the same work again, with its accepted shards).
-    Its configuration must be ours, and its checkpoint too where one was asked for by name (`checkpoint_id`); an alias
-    that moved since does not matter, it was pinned.
+    run: Run
+    refusal: LedgerRow | None = None
+
+
+def unfinished(
+    rows: Sequence[LedgerRow],
+    *,
+    generation: int,
+    checkpoint_id: str | None,
+    configuration: str,
+    made_by: Mapping[str, Any] | None = None,
+) -> Unfinished | None:
+    """Return the newest run that opened on the generation which still stands, whose work a new one may take over.
+
+    Its configuration must be ours, its code and libraries too (`made_by`; None: whatever they were), and its checkpoint
+    where one was asked for by name (`checkpoint_id`); an alias that moved since does not matter, it was pinned. The
+    newest refusal of its work comes with it.
     """
-    refused_runs = {row.run_id for row in rows if row.kind == "gate_refused"}
-    refused = {row.details["work_id"] for row in rows if row.kind == "run_opened" and row.run_id in refused_runs}
     for row in reversed(rows):
-        if row.kind != "run_opened" or row.generation != generation or row.details["work_id"] in refused:
+        if row.kind != "run_opened" or row.generation != generation:
             continue
         pins = Pins.from_json(row.details["pins"])
         same_checkpoint = checkpoint_id in (None, pins.checkpoint["id"])
-        if same_checkpoint and pins.configuration == configuration:
-            return Run(row.ds, row.target, row.run_id, generation, pins, details=row.details)
+        same_code = made_by is None or pins.made_by == made_by
+        if same_checkpoint and same_code and pins.configuration == configuration:
+            run = Run(row.ds, row.target, row.run_id, generation, pins, details=row.details)
+            return Unfinished(run, _newest_refusal(rows, row.details["work_id"]))
     return None
+
+
+def _newest_refusal(rows: Sequence[LedgerRow], work: str) -> LedgerRow | None:
+    runs = {row.run_id for row in rows if row.kind == "run_opened" and row.details["work_id"] == work}
+    return next((row for row in reversed(rows) if row.kind == "gate_refused" and row.run_id in runs), None)
 
 
 def opened(rows: Sequence[LedgerRow], run_id: str) -> Run:
@@ -190,7 +222,7 @@ def opened(rows: Sequence[LedgerRow], run_id: str) -> Run:
 
 def newest_generation(standing: Publication | None, rows: Sequence[LedgerRow]) -> int:
     """Return the highest generation that the `ds` ever had (0: none); a target may have been emptied or rolled back."""
-    published = [int(row.generation or 0) for row in rows if row.kind == "run_published"]
+    published = [int(row.generation or 0) for row in rows if row.kind in ("run_published", "generation_taken")]
     return max([standing.generation if standing else 0, *published])
 
 
@@ -204,11 +236,13 @@ def accepted_shards(rows: Sequence[LedgerRow], work: str, *, lost: Lost = frozen
     return accepted
 
 
-def pin_table(df: DataFrame, *, location: str, version: int, known: PinnedTable | None = None) -> PinnedTable:
+def pin_table(
+    df: DataFrame, *, location: str, version: int, table_id: str, known: PinnedTable | None = None
+) -> PinnedTable:
     """Pin rows with their digest; the same version of the same table keeps the digest that is known."""
-    if known is not None and (known.location, known.version) == (location, version):
+    if known is not None and (known.location, known.version, known.table_id) == (location, version, table_id):
         return known
-    return PinnedTable(location, version, content_digest(df))
+    return PinnedTable(location, version, content_digest(df), table_id)
 
 
 def content_digest(df: DataFrame) -> str:

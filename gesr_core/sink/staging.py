@@ -11,6 +11,7 @@ from pyspark.sql import Column, DataFrame, SparkSession, functions as F
 
 from gesr_core.config import TableRef
 from gesr_core.names import Col
+from gesr_core.sink.commits import past_conflicts
 from gesr_core.sink.ledger import LedgerRow
 from gesr_core.sink.tables import append, commit_lock
 from gesr_core.sink.work import Work
@@ -90,20 +91,28 @@ def staged_users(staging: DataFrame, *, work_id: str) -> dict[tuple[int | None, 
     return {(row[Col.SHARD], row[Col.ATTEMPT_ID]): row["count"] for row in counted.collect()}
 
 
+def by_attempt(accepted: Mapping[int, LedgerRow]) -> dict[str, list[int]]:
+    """Return the shards of each accepted attempt: a wave's shards share one."""
+    found: dict[str, list[int]] = {}
+    for shard, row in sorted(accepted.items()):
+        found.setdefault(str(row.attempt_id), []).append(shard)
+    return found
+
+
 def accepted_rows(staging: DataFrame, accepted: Mapping[int, LedgerRow], *, work_id: str) -> DataFrame:
     """Return the rows of the accepted attempts alone, each shard once."""
-    # Grouped by attempt, the condition stays short: a wave's shards share one attempt.
-    by_attempt: dict[str, list[int]] = {}
-    for shard, row in accepted.items():
-        by_attempt.setdefault(str(row.attempt_id), []).append(shard)
     of_attempt = F.lit(False)
-    for attempt_id, shards in sorted(by_attempt.items()):
-        of_attempt = of_attempt | ((F.col(Col.ATTEMPT_ID) == attempt_id) & F.col(Col.SHARD).isin(sorted(shards)))
+    for attempt_id, shards in sorted(by_attempt(accepted).items()):
+        of_attempt = of_attempt | ((F.col(Col.ATTEMPT_ID) == attempt_id) & F.col(Col.SHARD).isin(shards))
     return staging.where((F.col(Col.WORK_ID) == work_id) & of_attempt)
 
 
 def clear_staging(spark: SparkSession, ref: TableRef, *, work_id: str) -> None:
     """Drop a published piece of work from staging; its files stay until the table is vacuumed."""
     table = DeltaTable.forPath(spark, ref.location) if ref.is_path else DeltaTable.forName(spark, ref.location)
-    with commit_lock(ref):
-        table.delete(F.col(Col.WORK_ID) == work_id)
+
+    def delete() -> None:
+        with commit_lock(ref):
+            table.delete(F.col(Col.WORK_ID) == work_id)
+
+    past_conflicts(delete, where=ref.location)

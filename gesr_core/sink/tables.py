@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from delta.tables import DeltaTable
 from filelock import FileLock, Timeout
@@ -16,8 +17,14 @@ from gesr_core.config import TableRef
 from gesr_core.errors import GesrError
 from gesr_core.names import Role
 from gesr_core.schema import PARTITIONED_BY
+from gesr_core.sink.commits import past_conflicts
 
-LOCK_TIMEOUT_S = 600
+log = logging.getLogger(__name__)
+
+# A lock goes with its process, so whoever holds it lives: a wave that another day scores may take long.
+LOCK_TIMEOUT_S, _LOCK_SAID_EVERY_S = 4 * 3600.0, 60.0
+# Delta's default
+_LOG_DAYS = 30
 
 
 @contextmanager
@@ -29,18 +36,23 @@ def commit_lock(ref: TableRef, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator
     Raises:
         GesrError: another process held the lock for the whole of `timeout_s`.
     """
-    if not ref.is_local_folder:
+    folder = ref.local_folder
+    if folder is None:
         yield
         return
-    folder = Path(ref.location)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f".{folder.name}.commit.lock", timeout=timeout_s)
-    try:
-        lock.acquire()
-    except Timeout as err:
-        raise GesrError(
-            f"{lock.lock_file} was held by another process for {timeout_s:g} s: is a run stopped in mid-commit?"
-        ) from err
+    lock, started_s = FileLock(folder.parent / f".{folder.name}.commit.lock"), time.monotonic()
+    while True:
+        left_s = timeout_s - (time.monotonic() - started_s)
+        try:
+            lock.acquire(timeout=max(0.0, min(left_s, _LOCK_SAID_EVERY_S)))
+            break
+        except Timeout as err:
+            if left_s <= _LOCK_SAID_EVERY_S:
+                raise GesrError(
+                    f"{lock.lock_file} was held by another process for {timeout_s:g} s: is a run stopped in mid-commit?"
+                ) from err
+            log.info("another process commits to %s: waiting for it", ref.location)
     try:
         yield
     finally:
@@ -76,10 +88,28 @@ def create_table(
     partitioned_by = PARTITIONED_BY.get(_role(ref), ())
     if partitioned_by:
         builder = builder.partitionedBy(*partitioned_by)
-    for key, value in (properties or {}).items():
+    for key, value in {**retention(ref), **(properties or {})}.items():
         builder = builder.property(key, value)
-    with commit_lock(ref):
-        builder.execute()
+
+    def create() -> None:
+        with commit_lock(ref):
+            builder.execute()
+
+    # Two first commits of a table are a conflict on storages without a lock of ours.
+    past_conflicts(create, where=ref.location)
+
+
+def retention(ref: TableRef) -> dict[str, str]:
+    """Return the properties that keep a table's log and removed files as long as runs that read it replay.
+
+    The log is never kept for less than Delta's default: what a day was made from stands there alone.
+    """
+    if ref.keep_days is None:
+        return {}
+    return {
+        "delta.logRetentionDuration": f"interval {max(_LOG_DAYS, ref.keep_days)} days",
+        "delta.deletedFileRetentionDuration": f"interval {ref.keep_days} days",
+    }
 
 
 def create_or_replace(df: DataFrame, ref: TableRef, *, properties: Mapping[str, str]) -> None:
@@ -91,15 +121,26 @@ def create_or_replace(df: DataFrame, ref: TableRef, *, properties: Mapping[str, 
     partitioned_by = PARTITIONED_BY.get(_role(ref), ())
     if partitioned_by:
         writer = writer.partitionedBy(*(F.col(name) for name in partitioned_by))
-    for key, value in properties.items():
+    for key, value in {**retention(ref), **properties}.items():
         writer = writer.tableProperty(key, value)
     with commit_lock(ref):
         writer.createOrReplace()
 
 
+def newest_version(spark: SparkSession, ref: TableRef) -> int:
+    """Return the newest Delta version of a table that exists."""
+    newest = spark.sql(f"DESCRIBE HISTORY {ref.sql_name} LIMIT 1").select("version").first()
+    return int(newest["version"]) if newest else 0
+
+
 def append(df: DataFrame, ref: TableRef, *, metadata: str | None = None, txn: tuple[str, int] | None = None) -> None:
-    """Append rows in one commit; `metadata` becomes the commit's user metadata, `txn` is as in `replace_where`."""
-    _commit(_with_options(df.write.format("delta").mode("append"), metadata, txn), ref)
+    """Append rows in one commit; `metadata` becomes the commit's user metadata, `txn` is as in `replace_where`.
+
+    Raises:
+        GesrError: conflicts did not end. An append meets one where somebody changes the table's properties.
+    """
+    writer = _with_options(df.write.format("delta").mode("append"), metadata, txn)
+    past_conflicts(lambda: _commit(writer, ref), where=ref.location)
 
 
 def replace_where(
@@ -110,20 +151,29 @@ def replace_where(
     value: str | Sequence[str],
     metadata: str | None = None,
     txn: tuple[str, int] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Replace the partition `column` = `value`, or those of several values, in one commit.
 
     `txn` = (application id, version): Delta skips the commit in silence when that application already committed this
-    version or a later one, and reports success; the caller must read back what stands there.
+    version or a later one, and reports success; the caller must read back what stands there. `check` is called once
+    the commit lock is held: whoever waited for it may have waited for a rival.
     """
     values = ", ".join(map(_quoted, [value] if isinstance(value, str) else value))
     writer = df.write.format("delta").mode("overwrite").option("replaceWhere", f"{column} IN ({values})")
-    _commit(_with_options(writer, metadata, txn), ref)
+    _commit(_with_options(writer, metadata, txn), ref, check)
 
 
-def overwrite(df: DataFrame, ref: TableRef, *, metadata: str | None = None) -> None:
-    """Replace the whole table in one commit; its schema stays."""
-    _commit(_with_options(df.write.format("delta").mode("overwrite"), metadata, None), ref)
+def overwrite(
+    df: DataFrame,
+    ref: TableRef,
+    *,
+    metadata: str | None = None,
+    txn: tuple[str, int] | None = None,
+    check: Callable[[], None] | None = None,
+) -> None:
+    """Replace the whole table in one commit; its schema stays; `txn` and `check` are as in `replace_where`."""
+    _commit(_with_options(df.write.format("delta").mode("overwrite"), metadata, txn), ref, check)
 
 
 def _quoted(value: str) -> str:
@@ -137,8 +187,10 @@ def _with_options(writer: DataFrameWriter, metadata: str | None, txn: tuple[str,
     return writer if txn is None else writer.option("txnAppId", txn[0]).option("txnVersion", txn[1])
 
 
-def _commit(writer: DataFrameWriter, ref: TableRef) -> None:
+def _commit(writer: DataFrameWriter, ref: TableRef, check: Callable[[], None] | None = None) -> None:
     with commit_lock(ref):
+        if check is not None:
+            check()
         if ref.is_path:
             writer.save(ref.location)
         else:

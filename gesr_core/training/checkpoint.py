@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ from gesr_core.content import check_files, json_bytes, replace_file, sha256_of
 from gesr_core.errors import InputError
 from gesr_core.model.build import build_model
 from gesr_core.training.features import FeatureSpace
+
+log = logging.getLogger("train")
 
 # Raised whenever a model of the same configuration gets other weights.
 FORMAT_VERSION = 4
@@ -95,8 +99,33 @@ def save_checkpoint(
         _move_into_place(draft, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    replace_file(parent / LATEST, f"{path.name}\n".encode())
+    make_latest(path)
     return path
+
+
+def make_latest(path: Path) -> bool:
+    """Make a checkpoint its model's newest, unless one that learned a later day is; say whether it is now.
+
+    So a training that slept, or one of an older day, does not move the nightly job back. Call it with its id.
+    """
+    alias = path.parent / LATEST
+    with FileLock(path.parent / f".{LATEST}.lock"):
+        newest = path.parent / alias.read_text().strip() if alias.is_file() else None
+        if newest is not None and (newest / MANIFEST).is_file() and _learned_until(newest) > _learned_until(path):
+            log.warning(
+                "%s stays the newest of %s: it was trained for %s, %s for %s (to score with it: --checkpoint %s/%s)",
+                newest.name, path.parent.name, _learned_until(newest), path.name, _learned_until(path),
+                path.parent.name, path.name,
+            )  # fmt: skip
+            return False
+        replace_file(alias, f"{path.name}\n".encode())
+        return True
+
+
+def _learned_until(path: Path) -> str:
+    """Return the `ds` that a checkpoint was trained for; a text that is before all days where it says nothing."""
+    inputs = json.loads((path / MANIFEST).read_bytes()).get("inputs", {})
+    return str(inputs.get("training_set", {}).get("ds", ""))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -73,6 +73,13 @@ class StateFolder:
 
     def save(self, state: TrainingState) -> None:
         """Keep a state in the place of the one before: a kill at any point leaves one of the two."""
+        try:
+            self._save(state)
+        except (FileNotFoundError, SafetensorError):
+            # A training of the same beside this one has ended, and took the folder away in the middle of this.
+            self._save(state)
+
+    def _save(self, state: TrainingState) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         name = f"epoch-{len(state.epochs)}.safetensors"
         draft = self.path / f".{name}-{os.getpid()}"

@@ -21,11 +21,10 @@ import pyarrow.parquet as pq
 import torch
 
 from gesr_core.config import Config
-from gesr_core.content import replace_file
 from gesr_core.errors import GesrError
 from gesr_core.model.build import build_model
 from gesr_core.names import Col, label
-from gesr_core.training.checkpoint import FORMAT_VERSION, LATEST, save_checkpoint
+from gesr_core.training.checkpoint import FORMAT_VERSION, make_latest, save_checkpoint
 from gesr_core.training.data import encode_training_items
 from gesr_core.training.features import FeatureSpace, fit_feature_space, fit_requests
 from gesr_core.training.loop import TrainingData, TrainingResult, TrainingSettings, log_lines, train
@@ -109,7 +108,7 @@ def train_checkpoint(data: TrainingSet, config: Config, *, model_name: str, spar
     folder = config.folder("checkpoints") / model_name
     if (found := find_checkpoint(folder, inputs)) is not None:
         StateFolder.of(folder, inputs).remove()
-        replace_file(folder / LATEST, f"{found.name}\n".encode())
+        make_latest(found)
         log.info("%s was trained already on the same data and configuration: %s", model_name, found)
         return found
     if spark is None or config.training.processes == 1:

@@ -16,7 +16,7 @@ from delta.tables import DeltaTable
 from pyspark.sql import SparkSession, functions as F
 
 from gesr_core.config import Config
-from gesr_core.daily.run import open_run
+from gesr_core.daily.opening import open_run
 from gesr_core.errors import AnotherRunWon, ConfigurationError, GateRefused, InputError
 from gesr_core.io.tables import read_table, table_version
 from gesr_core.names import Role
@@ -24,8 +24,8 @@ from gesr_core.sink.ledger import read_ledger
 from gesr_core.sink.staging import clear_staging
 from gesr_core.sink.work import Work
 from gesr_core.spark_settings import settings
-from jobs import score_daily
-from tests.toy import DS, ITEMS, USERS, Toy, toy_candidates, write_rows
+from jobs import replay, score_daily
+from tests.toy import DS, ITEMS, USERS, Toy, toy_candidates, write_plain, write_rows
 
 pytestmark = pytest.mark.spark
 
@@ -65,7 +65,8 @@ def test_the_publishing_commit_carries_the_manifest(toy: Toy, spark: SparkSessio
     assert manifest["generation"] == 1
     assert set(manifest["pins"]["inputs"]) == {"candidates", "histories", "users"}
     assert manifest["plan"]["top_k"] == 5
-    assert manifest["versions"]["pyspark"]
+    assert manifest["pins"]["made_by"]["versions"]["pyspark"]
+    assert manifest["configuration"]["scoring"]["top_k"] == 5
 
 
 def test_the_ledger_says_what_scoring_took(toy: Toy, spark: SparkSession) -> None:
@@ -300,6 +301,49 @@ def test_a_run_whose_inputs_were_made_anew_is_not_resumed(
     assert {pairs[0][0] for pairs in ranked(spark, world.config).values()} == {1}
 
 
+def test_a_run_whose_inputs_were_vacuumed_is_begun_anew_and_what_it_published_cannot_be_replayed(
+    spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    world = Toy.build(spark, tmp_path)
+    score_daily.main(world.args(target="scores_before"))
+    run = open_run(spark, world.config, score_daily._parser().parse_args(world.args()))
+    shards = next(run.waves())
+    run.accept(shards, run.stage(shards))
+    table = DeltaTable.forPath(spark, world.config.table(Role.CANDIDATES).location)
+    files = {Path(world.config.table(Role.CANDIDATES).location, path) for path in _files(table)}
+    table.update("user_id = 3", {"candidates": "slice(candidates, 1, 1)"})
+    removed = files - {Path(world.config.table(Role.CANDIDATES).location, path) for path in _files(table)}
+    for path in removed:
+        path.unlink()
+    assert removed
+    score_daily.main(world.args())
+    assert "cannot be resumed, and is begun anew: files of what was pinned (" in caplog.text
+    assert len(ranked(spark, world.config)[3]) == 1
+    before = world.config.table(Role.SCORES, target="scores_before")
+    [published] = read_table(spark, before).select("run_id").distinct().collect()
+    with pytest.raises(InputError, match="were removed: a vacuum came between"):
+        replay.main([published["run_id"], *world.settings()])
+
+
+def _files(table: DeltaTable) -> set[str]:
+    # Not from the file index, which Spark keeps for a while.
+    rows = table.toDF().select(F.input_file_name().alias("file")).distinct().collect()
+    return {str(row["file"]).rpartition("/candidates/")[2] for row in rows}
+
+
+def test_candidates_that_were_made_anew_are_not_taken_for_those_of_before(spark: SparkSession, tmp_path: Path) -> None:
+    world = Toy.build(spark, tmp_path)
+    score_daily.main(world.args())
+    ref = world.config.table(Role.CANDIDATES)
+    version = table_version(spark, ref)
+    shutil.rmtree(ref.location)
+    write_rows(spark, world.config, Role.CANDIDATES, [(ds, u, [(1, "own", 0.1)]) for ds, u, _ in toy_candidates()])
+    assert table_version(spark, ref) == version
+    with pytest.raises(InputError, match="this differs since: candidates"):
+        score_daily.main(world.args())
+
+
 def test_rows_of_two_runs_are_mended_by_replace(spark: SparkSession, tmp_path: Path) -> None:
     world = Toy.build(spark, tmp_path)
     score_daily.main(world.args())
@@ -332,6 +376,19 @@ def test_what_is_missing_is_named_before_anything_is_scored(
         pytest.skip("this machine has a GPU")
     with pytest.raises(error, match=message):
         score_daily.main([*toy.args(*overrides, **{"target": "scores_never", **options})])
+
+
+def test_an_input_that_breaks_its_contract_is_refused_by_name(spark: SparkSession, tmp_path: Path) -> None:
+    world = Toy.build(spark, tmp_path)
+    ref = world.config.table(Role.USERS)
+    read_table(spark, ref).where("user_id = 7").write.format("delta").mode("append").save(ref.location)
+    with pytest.raises(InputError, match=r"users .*user_id.* 7 2 times; it must stand there once"):
+        score_daily.main(world.args())
+    write_plain(
+        read_table(spark, ref).selectExpr("* except (user_id)", "double(user_id) user_id"), world.config, Role.USERS
+    )
+    with pytest.raises(InputError, match=r"column 'user_id' is double, expected"):
+        score_daily.main(world.args())
 
 
 def test_histories_of_another_day_are_refused(toy: Toy) -> None:

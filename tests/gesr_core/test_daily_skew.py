@@ -1,4 +1,4 @@
-"""Skew: a shard ten times the others, and a user with 200,000 candidates."""
+"""Skew: a shard ten times the others, and a user with a million candidates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from pyspark.sql import SparkSession, functions as F
 
 from gesr_core.daily import pinning
-from gesr_core.daily.run import open_run
+from gesr_core.daily.opening import open_run
 from gesr_core.io.tables import read_table
 from gesr_core.join.shards import balanced_parts, shard_of
 from gesr_core.names import Role
@@ -21,14 +21,14 @@ from tests.toy import DS, ITEMS, Toy, toy_config, write_plain, write_rows
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
-SHARDS, HEAVY, MANY = 6, 2, 200_000
+SHARDS, HEAVY, MANY = 6, 2, 1_000_000
 # Sizes of real requests, not the toy's.
 LARGE = ("scoring.max_candidates_per_request=2000", "scoring.candidate_buckets=[512, 2000]", "scoring.batch_pairs=4096")
 
 
 @pytest.fixture(scope="module")
 def toy(spark_session: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    """A toy world with 200,000 items."""
+    """A toy world with a million items."""
     world = Toy.build(spark_session, tmp_path_factory.mktemp("toy"))
     item = F.col("id") + 1
     topics = F.array(F.concat(F.lit("topic "), (item % 5).cast("string")))
@@ -95,7 +95,7 @@ def test_a_shard_ten_times_the_others_is_cut_and_scored_as_if_it_were_not(
     assert published.details["pins"]["parts"] == [[HEAVY, 4]]
 
 
-def test_a_user_with_200_000_candidates_is_scored_as_many_requests(toy: Toy, spark: SparkSession) -> None:
+def test_a_user_with_a_million_candidates_is_scored_as_many_requests(toy: Toy, spark: SparkSession) -> None:
     long_lists = other_candidates(toy, "long")
     config = toy_config(toy.root, long_lists)
     create_table(spark, config.table(Role.CANDIDATES), {"ds": "string", "user_id": "bigint", "candidates": _CANDIDATES})
@@ -112,7 +112,7 @@ def test_a_user_with_200_000_candidates_is_scored_as_many_requests(toy: Toy, spa
     ledger = read_ledger(spark, toy.config.table(Role.LEDGER), job="score_daily", ds=DS, target="scores_long")
     [published] = [row for row in ledger if row.kind == "run_published"]
     work = Work.from_json(published.details["work"])
-    assert (work.pairs, work.requests) == (MANY + 2 * 9, 100 + 2)
+    assert (work.pairs, work.requests) == (MANY + 2 * 9, MANY // 2_000 + 2)
 
 
 _CANDIDATES = "array<struct<item_id:bigint,source:string,retrieval_score:double>>"

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from gesr_core.errors import InputError
-from gesr_core.histories_state import Action, Commit, HistoriesState, newest_state, plan_update, require_state
+from gesr_core.histories_state import (
+    Action,
+    Commit,
+    HistoriesState,
+    changes_since,
+    newest_state,
+    plan_update,
+    require_state,
+)
 
 STATE = HistoriesState(as_of="2024-01-10", events_table="t", events_version=7, max_events=64, shards=16)
 
@@ -63,6 +72,37 @@ def test_a_day_beside_others_is_found_by_its_own_commit() -> None:
     commits = [Commit(2, "WRITE", STATE.to_json()), Commit(1, "WRITE", other.to_json())]
     assert newest_state(commits, as_of="2024-01-05") == other
     assert newest_state(commits, as_of="2024-01-04") is None
+
+
+@pytest.mark.parametrize(
+    ("commits", "since", "as_of", "versions"),
+    [
+        ([], 0, None, []),
+        ([Commit(2, "OPTIMIZE", None), Commit(1, "MERGE", STATE.to_json())], 1, None, []),
+        ([Commit(2, "OPTIMIZE", None), Commit(1, "MERGE", STATE.to_json())], 0, None, [1]),
+        ([Commit(3, "DELETE", None), Commit(2, "WRITE", STATE.to_json())], 1, None, [3, 2]),
+        # Where several days stand side by side, only the day's own commits count.
+        ([Commit(2, "WRITE", STATE.to_json())], 0, "2024-01-10", [2]),
+        ([Commit(2, "WRITE", STATE.to_json())], 0, "2024-01-09", []),
+        ([Commit(3, "DELETE", None)], 0, "2024-01-10", []),
+    ],
+)
+def test_what_moved_rows_since_a_version(
+    commits: list[Commit], since: int, as_of: str | None, versions: list[int]
+) -> None:
+    assert [commit.version for commit in changes_since(commits, since, as_of=as_of)] == versions
+
+
+def test_who_brought_histories_to_a_state_is_known_and_is_no_difference() -> None:
+    mine = replace(STATE, run_id="mine")
+    assert mine == STATE
+    found = HistoriesState.from_json(mine.to_json())
+    assert found is not None
+    assert found.run_id == "mine"
+    # As an earlier version wrote it.
+    older = json.loads(STATE.to_json())
+    del older["run_id"]
+    assert HistoriesState.from_json(json.dumps(older)) == STATE
 
 
 @pytest.mark.parametrize(

@@ -81,11 +81,15 @@ def test_a_second_run_changes_nothing_until_events_of_the_past_change(
     # An event between the two label windows' ends changes the second one's labels, and the candidates of DS.
     write_events(spark, config, [event(24, user=1, item=1)])
     caplog.clear()
-    run(job_args, "--impressions", "--dry-run")
+    with pytest.raises(InputError, match=rf"candidates of {DS} were built by run \w+ from other inputs; --replace"):
+        run(job_args, "--impressions")
+    assert versions(spark, config) == built
+    caplog.clear()
+    run(job_args, "--impressions", "--dry-run", "--replace")
     assert "impressions of 2024-02-25: up to date" in caplog.text
     assert "impressions of 2024-03-03: to build" in caplog.text
     assert versions(spark, config) == built
-    run(job_args)
+    run(job_args, "--replace")
     history = DeltaTable.forPath(spark, config.table(Role.CANDIDATES).location).history()
     assert [row["operation"] for row in history.collect()][:1] == ["WRITE"]
     assert versions(spark, config) == [2, 1]

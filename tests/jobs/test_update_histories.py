@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pyspark.sql import SparkSession, functions as F
 
 from gesr_core.config import Config, load_config
 from gesr_core.dates import request_time_us
-from gesr_core.errors import GesrError, InputError
+from gesr_core.errors import AnotherRunWon, InputError
 from gesr_core.histories_state import read_commits
 from gesr_core.io.histories import read_histories, stands_at
 from gesr_core.names import Role
@@ -205,10 +205,11 @@ def test_a_run_that_was_overtaken_changes_nothing(shop: Shop) -> None:
     state, version = stands_at(shop.spark, ref)
     assert state is not None
     stale = shop.spark.read.format("delta").load(ref.location).limit(0)
-    with pytest.raises(GesrError, match=r"moved on from version .* it changed nothing: run it again"):
-        merge_histories(shop.spark, ref, stale, state=state, from_version=version - 1)
-    with pytest.raises(GesrError, match=r"moved on from version .* it changed nothing: run it again"):
-        rebuild_histories(shop.spark, ref, stale, state=state, from_version=version - 1)
+    theirs = replace(state, run_id="another")
+    with pytest.raises(AnotherRunWon, match=r"moved on from version .* it changed nothing: run it again"):
+        merge_histories(shop.spark, ref, stale, state=theirs, from_version=version - 1)
+    with pytest.raises(AnotherRunWon, match=r"moved on from version .* it changed nothing: run it again"):
+        rebuild_histories(shop.spark, ref, stale, state=theirs, from_version=version - 1)
     assert stands_at(shop.spark, ref) == (state, version)
 
 

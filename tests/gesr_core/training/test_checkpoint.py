@@ -34,13 +34,14 @@ FEATURES = FeatureSpace(
 )
 
 
-def save(root: Path, *, seed: int = 1) -> Path:
-    """Write a checkpoint of an untrained model."""
+def save(root: Path, *, seed: int = 1, ds: str | None = None) -> Path:
+    """Write a checkpoint of an untrained model, as if it had been trained for a day."""
     torch.manual_seed(seed)
     model = build_model(GESR, FEATURES.sizes)
+    inputs = {"inputs": {"training_set": {"ds": ds}}} if ds else {}
     return save_checkpoint(
         root, model_name="gesr", model_config=GESR, weights=model.state_dict(), features=FEATURES,
-        facts={"metrics": {"ne": 0.9}}, log=[{"elapsed_s": float(torch.rand(1))}],
+        facts={"metrics": {"ne": 0.9}, **inputs}, log=[{"elapsed_s": float(torch.rand(1))}],
     )  # fmt: skip
 
 
@@ -73,6 +74,21 @@ def test_a_model_name_stands_for_its_newest_checkpoint(tmp_path: Path) -> None:
     assert resolve_checkpoint(tmp_path, str(first)) == first
     assert save(tmp_path) == first
     assert resolve_checkpoint(tmp_path, "gesr") == first
+
+
+def test_a_checkpoint_of_an_older_day_does_not_become_the_newest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = save(tmp_path, ds="2024-03-10")
+    older = save(tmp_path, seed=2, ds="2024-03-03")
+    assert resolve_checkpoint(tmp_path, "gesr") == newest
+    assert (
+        f"{newest.name} stays the newest of gesr: it was trained for 2024-03-10, {older.name} for 2024-03"
+        in caplog.text
+    )
+    # Of the same day the later one counts, and so does one of a later day.
+    for seed, ds in ((3, "2024-03-10"), (4, "2024-03-11")):
+        assert save(tmp_path, seed=seed, ds=ds) == resolve_checkpoint(tmp_path, "gesr")
 
 
 def append(path: Path) -> None:

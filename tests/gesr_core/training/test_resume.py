@@ -17,6 +17,7 @@ import pytest
 from gesr_core.failpoints import VARIABLE
 from gesr_core.training.state import StateFolder
 from gesr_core.training.trainer import open_training_set, train_checkpoint
+from tests.processes import wait_until_stopped
 from tests.training_sets import toy_config, write_toy_set
 
 ROOT = Path(__file__).parents[3]
@@ -26,6 +27,7 @@ TRAIN = """
 import logging, sys
 from pathlib import Path
 from gesr_core.training.trainer import open_training_set, train_checkpoint
+from tests.processes import wait_until_stopped
 from tests.training_sets import toy_config
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -87,14 +89,6 @@ def start(folder: Path, failpoint: str = "") -> subprocess.Popen[str]:
     )
 
 
-def wait_until_stopped(process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "training never came to its second epoch"
-        time.sleep(0.1)
-
-
 @pytest.mark.slow
 def test_a_killed_training_goes_on_after_its_last_epoch_to_the_same_bytes(tmp_path: Path) -> None:
     killed, checkpoints = tmp_path / "killed", tmp_path / "killed" / "checkpoints" / "gesr"
@@ -121,6 +115,28 @@ def test_a_killed_training_goes_on_after_its_last_epoch_to_the_same_bytes(tmp_pa
     assert same_bytes(path, train(tmp_path / "undisturbed", model="gesr"))
     assert epochs_in(path / "log.jsonl") == [1, 2, 3]
     assert not state.exists()
+
+
+@pytest.mark.slow
+def test_two_trainings_of_the_same_at_once_end_with_one_checkpoint(tmp_path: Path) -> None:
+    both, checkpoints = tmp_path / "both", tmp_path / "both" / "checkpoints" / "gesr"
+    write_toy_set(both / "set")
+    processes = [start(both, "in_epoch_2:stop") for _ in range(2)]
+    for process in processes:
+        wait_until_stopped(process)
+    while any(process.poll() is None for process in processes):
+        # The point is passed with every step.
+        for process in processes:
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGCONT)
+        time.sleep(0.05)
+    for process in processes:
+        log, _ = process.communicate(timeout=WAIT_S)
+        assert process.returncode == 0, log
+        assert all(f"epoch {epoch} of 3: loss" in log for epoch in (2, 3)), "both trained"
+    (path,) = (manifest.parent for manifest in checkpoints.glob("*/manifest.json"))
+    assert same_bytes(path, train(tmp_path / "undisturbed", model="gesr"))
+    assert (checkpoints / "latest").read_text().strip() == path.name
 
 
 def test_a_training_that_ended_while_catching_up_trains_no_epoch_again(
