@@ -22,7 +22,7 @@ from tests.toy import Toy
 
 ROOT = Path(__file__).parents[1]
 HOSTS = ("127.0.0.1", "127.0.0.2")
-WAIT_S = 240
+WAIT_S = 480
 DISCOVERY = """#!/bin/sh
 echo '{"name": "gpu", "addresses": ["0", "7"]}'
 """

@@ -7,6 +7,7 @@ changes. Ends with exit code 1 when a test passed without its mechanism.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -290,8 +291,10 @@ def fails_without(mechanism: Mechanism) -> str | None:
         raise ValueError(
             f"{mechanism.name}: pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         )
-    why = [line for line in done.stdout.splitlines() if line.startswith("E  ")]
-    return (why[0][2:].strip() if why else "it failed") if done.returncode else None
+    said = [line[2:].strip() for line in done.stdout.splitlines() if line.startswith("E  ")]
+    # Where a job's log is told, its last line names the error.
+    named = [line for line in said if re.match(r"[\w.]*(Error|Refused|Won)\b", line)]
+    return (named[-1:] or said[:1] or ["it failed"])[0] if done.returncode else None
 
 
 def main(names: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from gesr_core.failpoints import VARIABLE
 from tests.spark_keys import toy_spark_keys
 
 ROOT = Path(__file__).parents[1]
-WAIT_S = 240
+WAIT_S = 480
 
 
 class Done:
