@@ -95,7 +95,6 @@ def whole_requests(test: TestSet, *, most: int) -> TestSet:
         item_P=test.item_P[kept_P],
         label_PS=test.label_PS[kept_P],
         weight_P=test.weight_P[kept_P],
-        place_P=test.place_P[kept_P],
         truth_unit=place_U[test.truth_unit[kept]],
         truth_item=test.truth_item[kept],
         truth_label_S=test.truth_label_S[kept],
@@ -197,7 +196,6 @@ def tiled(test: TestSet, times: int) -> TestSet:
         test,
         unit_P=np.tile(test.unit_P, times),
         item_P=np.tile(test.item_P, times),
-        place_P=np.tile(test.place_P, times),
     )
 
 

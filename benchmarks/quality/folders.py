@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import shutil
 import tempfile
@@ -31,12 +32,14 @@ def code_hash(paths: Sequence[Path]) -> str:
     return key_of([[str(file.relative_to(PROJECT_ROOT)), _said(file)] for file in files])
 
 
+# Each cell asks for the same files, which this process was started from.
+@functools.cache
 def _said(file: Path) -> str:
     tree = ast.parse(file.read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
-    return ast.dump(tree)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 @contextmanager

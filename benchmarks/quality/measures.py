@@ -88,9 +88,11 @@ def measure(test: TestSet, score_P: np.ndarray, *, task: int = 0, logit_P: np.nd
         logit_P: the task's logits; None for orderings that are no probabilities: they have no NE.
     """
     sums, aucs = {}, {}
+    # Sorted once, for both segments and for all that asks for an order.
+    order_P = np.lexsort((test.item_P, -score_P, test.unit_P))
     for segment in SEGMENTS:
         kept_P = np.ones(len(score_P), dtype=bool) if segment == ALL else test.item_P != test.top_item
-        sums[segment] = _sums(test, score_P, kept_P, task=task, logit_P=logit_P)
+        sums[segment] = _sums(test, score_P, kept_P, order_P[kept_P[order_P]], task=task, logit_P=logit_P)
         aucs[segment] = auc(
             torch.from_numpy(score_P[kept_P].astype(np.float64)),
             torch.from_numpy(test.label_PS[kept_P, task].astype(np.float64)),
@@ -99,15 +101,25 @@ def measure(test: TestSet, score_P: np.ndarray, *, task: int = 0, logit_P: np.nd
     return Measured(sums, aucs)
 
 
-def _sums(test: TestSet, score_P: np.ndarray, kept_P: np.ndarray, *, task: int, logit_P: np.ndarray | None) -> Sums:
+def _sums(
+    test: TestSet,
+    score_P: np.ndarray,
+    kept_P: np.ndarray,
+    order_P: np.ndarray,
+    *,
+    task: int,
+    logit_P: np.ndarray | None,
+) -> Sums:
+    """Sum up the kept pairs per unit; `order_P` has them unit by unit, the best first."""
     units = len(test.unit_U)
-    unit_P, label_P, score_P = test.unit_P[kept_P], test.label_PS[kept_P, task], score_P[kept_P]
+    ordered = test.unit_P[order_P], score_P[order_P], test.label_PS[order_P, task] > 0
     # Thinned requests have no positive: neither their ranks nor their own AUC are asked for.
-    whole_P = np.bincount(unit_P, weights=label_P, minlength=units)[unit_P] > 0
-    ranked = unit_P[whole_P], test.item_P[kept_P][whole_P], score_P[whole_P], label_P[whole_P]
+    whole_P = np.bincount(ordered[0], weights=ordered[2], minlength=units)[ordered[0]] > 0
+    ranked = [column[whole_P] for column in ordered]
     bought_U = _positives(test, task=task, without=None if kept_P.all() else test.top_item)
-    gain_U, hits_U = _gains(*ranked, units=units)
-    gauc_U, gauc_weight_U = _own_aucs(ranked[0], ranked[2], ranked[3], units=units)
+    gain_U, hits_U = _gains(ranked[0], ranked[2], units=units)
+    gauc_U, gauc_weight_U = _own_aucs(*ranked, units=units)
+    unit_P, label_P = test.unit_P[kept_P], test.label_PS[kept_P, task]
     weight_P = test.weight_P[kept_P]
     zeros = np.zeros(units)
     loss_P = None if logit_P is None else _log_loss(logit_P[kept_P], label_P) * weight_P
@@ -129,13 +141,10 @@ def ideal(positives_U: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(discounts)])[np.minimum(positives_U, K).astype(np.int64)]
 
 
-def ranks(unit_P: np.ndarray, item_P: np.ndarray, score_P: np.ndarray) -> np.ndarray:
-    """Return each pair's 1-based rank in its unit by falling score; ties go to the smaller item id."""
-    order = np.lexsort((item_P, -score_P, unit_P))
-    rank_P = np.empty(len(order), dtype=np.int64)
-    starts = np.flatnonzero(np.diff(unit_P[order], prepend=-1))
-    rank_P[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order)))) + 1
-    return rank_P
+def ranks(unit_P: np.ndarray) -> np.ndarray:
+    """Return each pair's 1-based rank in its unit; pairs are sorted by unit, the best of each first."""
+    starts = np.flatnonzero(np.diff(unit_P, prepend=-1))
+    return np.arange(1, len(unit_P) + 1) - np.repeat(starts, np.diff(np.append(starts, len(unit_P))))
 
 
 def _positives(test: TestSet, *, task: int, without: int | None) -> np.ndarray:
@@ -146,34 +155,30 @@ def _positives(test: TestSet, *, task: int, without: int | None) -> np.ndarray:
     return np.bincount(test.truth_unit[kept], minlength=len(test.unit_U))
 
 
-def _gains(
-    unit_P: np.ndarray, item_P: np.ndarray, score_P: np.ndarray, label_P: np.ndarray, *, units: int
-) -> tuple[np.ndarray, np.ndarray]:
-    rank_P = ranks(unit_P, item_P, score_P)
-    hit_P = (label_P > 0) & (rank_P <= K)
+def _gains(unit_P: np.ndarray, positive_P: np.ndarray, *, units: int) -> tuple[np.ndarray, np.ndarray]:
+    rank_P = ranks(unit_P)
+    hit_P = positive_P & (rank_P <= K)
     gain = np.bincount(unit_P[hit_P], weights=1.0 / np.log2(rank_P[hit_P] + 1.0), minlength=units)
     return gain, np.bincount(unit_P[hit_P], minlength=units).astype(np.float64)
 
 
 def _own_aucs(
-    unit_P: np.ndarray, score_P: np.ndarray, label_P: np.ndarray, *, units: int
+    unit_P: np.ndarray, score_P: np.ndarray, positive_P: np.ndarray, *, units: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each unit's AUC (ties count one half) and its number of pairs; both 0 where it has one class alone."""
-    order = np.lexsort((score_P, unit_P))
-    unit, score, positive = unit_P[order], score_P[order], label_P[order] > 0
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (unit[1:] != unit[:-1]) | (score[1:] != score[:-1])
-    group = np.cumsum(first) - 1
-    size = np.bincount(group)
-    unit_start = np.searchsorted(unit, unit)
-    # The mean rank of a group of equal scores: its first place in the unit, and half of the others.
-    mean_rank = (np.flatnonzero(first)[group] - unit_start + 1) + (size[group] - 1) / 2 if len(order) else np.zeros(0)
-    pairs_U = np.bincount(unit, minlength=units).astype(np.float64)
-    positives_U = np.bincount(unit[positive], minlength=units).astype(np.float64)
-    rank_sum_U = np.bincount(unit[positive], weights=mean_rank[positive], minlength=units)
+    first_P = np.ones(len(unit_P), dtype=bool)
+    first_P[1:] = (unit_P[1:] != unit_P[:-1]) | (score_P[1:] != score_P[:-1])
+    group_P = np.cumsum(first_P) - 1
+    size = np.bincount(group_P)
+    # The mean rank of a group of equal scores: that of its first, and half of the others. 1 is the highest score.
+    mean_rank_P = ranks(unit_P)[first_P][group_P] + (size[group_P] - 1) / 2 if len(unit_P) else np.zeros(0)
+    pairs_U = np.bincount(unit_P, minlength=units).astype(np.float64)
+    positives_U = np.bincount(unit_P[positive_P], minlength=units).astype(np.float64)
+    rank_sum_U = np.bincount(unit_P[positive_P], weights=mean_rank_P[positive_P], minlength=units)
     negatives_U = pairs_U - positives_U
     both_U = (positives_U > 0) & (negatives_U > 0)
-    won_U = rank_sum_U - positives_U * (positives_U + 1) / 2
+    # A positive at rank r has n - r pairs below it, of which those that are positives themselves are no victories.
+    won_U = positives_U * pairs_U - rank_sum_U - positives_U * (positives_U - 1) / 2
     auc_U = np.where(both_U, won_U / np.maximum(positives_U * negatives_U, 1.0), 0.0)
     return auc_U, np.where(both_U, pairs_U, 0.0)
 

@@ -78,9 +78,8 @@ class Regime:
 class TestSet:
     """The pairs of one ds on which every ordering is measured, request after request, sorted by item id.
 
-    `weight_P` says for how many pairs a pair stands; `place_P` is its place in retrieval order, from 0. Units are the
-    requests with candidates or with a positive; `unit_P` and `user_U` index them; `time_us_U` are request times.
-    `truth_*` are all positives.
+    `weight_P` says for how many pairs a pair stands. Units are the requests with candidates or with a positive;
+    `unit_P` and `user_U` index them; `time_us_U` are request times. `truth_*` are all positives.
     """
 
     # pytest would take the name for a test.
@@ -95,7 +94,6 @@ class TestSet:
     item_P: np.ndarray
     label_PS: np.ndarray
     weight_P: np.ndarray
-    place_P: np.ndarray
     truth_unit: np.ndarray
     truth_item: np.ndarray
     truth_label_S: np.ndarray
@@ -189,19 +187,19 @@ class Prepared:
             item_P=item_P,
             label_PS=label_PS,
             weight_P=np.where(label_PS.max(axis=1) > 0, 1.0, 1.0 / rate_P) * sampling_P,
-            place_P=self._places(ds, unit_U, unit_P, item_P),
             truth_unit=np.searchsorted(unit_U, truth_request),
             truth_item=_numpy(truth[Col.ITEM_ID]),
             truth_label_S=np.stack([_numpy(truth[label(task)]) for task in tasks], axis=1),
             rows=rows,
         )
 
-    def _places(self, ds: str, unit_U: np.ndarray, unit_P: np.ndarray, item_P: np.ndarray) -> np.ndarray:
-        order = pq.read_table(self.folder / "order" / f"{ds}.parquet").combine_chunks()
+    def places(self, test: TestSet) -> np.ndarray:
+        """Return the place [P] of each pair of a measured ds in retrieval order, from 0; -1: not retrieved."""
+        order = pq.read_table(self.folder / "order" / f"{test.ds}.parquet").combine_chunks()
         counts = _numpy(pc.list_value_length(order["items"]))
-        unit = np.repeat(np.searchsorted(unit_U, _numpy(order[REQUEST_ID])), counts)
-        place = np.arange(len(unit)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return look_up((unit_P, item_P), (unit, _flat(order, "items")), place)
+        request = np.repeat(_numpy(order[REQUEST_ID]), counts)
+        place = np.arange(len(request)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return look_up((test.unit_U[test.unit_P], test.item_P), (request, _flat(order, "items")), place)
 
 
 def open_prepared(folder: Path) -> Prepared:

@@ -46,7 +46,7 @@ def popularity(days: int) -> Rival:
 
 def retrieval_order(prepared: Prepared, test: TestSet) -> np.ndarray:
     """The order in which the candidates were retrieved (docs/metrics.md)."""
-    return -test.place_P.astype(np.float64)
+    return -prepared.places(test).astype(np.float64)
 
 
 def own_counts(prepared: Prepared, test: TestSet) -> np.ndarray:

@@ -165,7 +165,7 @@ def first_requests(test: TestSet, units: int) -> TestSet:
         ds=test.ds, tasks=test.tasks, unit_U=test.unit_U[:units], user_U=test.user_U[:units],
         time_us_U=test.time_us_U[:units],
         unit_P=test.unit_P[kept_P], item_P=test.item_P[kept_P], label_PS=test.label_PS[kept_P],
-        weight_P=test.weight_P[kept_P], place_P=test.place_P[kept_P], truth_unit=test.truth_unit[kept],
+        weight_P=test.weight_P[kept_P], truth_unit=test.truth_unit[kept],
         truth_item=test.truth_item[kept], truth_label_S=test.truth_label_S[kept], rows=test.rows,
     )  # fmt: skip
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gesr_core.model.attention import Attention, SeenHistory
-from gesr_core.model.codebook import Codebooks, squared_distances
+from gesr_core.model.codebook import Codebooks
 from gesr_core.model.inputs import History, ItemFeatures, ItemState, UserFeatures
 from gesr_core.model.sizes import ModelSizes
 from gesr_core.model.towers import Categories, EventTokens, ExactLinear, HistoryProfile, ItemTower, exact_product, mlp
@@ -303,8 +303,8 @@ class Tarq(nn.Module):
         # Unbound, not indexed: the gradient of each index would fill a tensor of all levels with zeros.
         levels = (self.codebooks.codes_QSD.unbind(0), state.found_BQSD.unbind(1), codes_BNQ.unbind(-1))
         for code_SD, found_BSD, code_BN in zip(*levels, strict=True):
-            of_item_BNS = (-squared_distances(latent_BND, code_SD) / self.temperature).softmax(-1)
-            of_pair_BNS = (-squared_distances(left_BND, found_BSD) / self.temperature).softmax(-1)
+            of_item_BNS = nearness(latent_BND, code_SD, temperature=self.temperature)
+            of_pair_BNS = nearness(left_BND, found_BSD, temperature=self.temperature)
             alignment_BN = alignment_BN + _symmetric_kl(of_item_BNS, of_pair_BNS)
             latent_BND = latent_BND - code_SD[code_BN]
             left_BND = left_BND - _taken(found_BSD, code_BN)
@@ -353,6 +353,19 @@ def gathered(found_BQSD: Tensor, codes_BNQ: Tensor) -> Tensor:
     for of_level_BND in others:
         found_BND = found_BND + of_level_BND
     return found_BND
+
+
+def nearness(vector_BND: Tensor, code_SD: Tensor, *, temperature: float) -> Tensor:
+    """Return softmax over codes of -||v - c||^2 / temperature, [B, N, S]; codes may be [S, D] or each request's own.
+
+    As softmax((2 v c - ||c||^2) / temperature): what all codes have in common, ||v||^2, changes no share. So one
+    product writes what there is one of per pair and code, where distances would write it six times.
+    """
+    shift_S = code_SD.square().sum(-1) * (-1 / temperature)
+    codes_SD = code_SD * (2 / temperature)
+    if code_SD.dim() == 2:
+        return F.linear(vector_BND, codes_SD, shift_S).softmax(-1)
+    return torch.baddbmm(shift_S.unsqueeze(1), vector_BND, codes_SD.transpose(1, 2)).softmax(-1)
 
 
 def _taken(found_BSD: Tensor, code_BN: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ def a_test_set(
         item_P=item,
         label_PS=label.reshape(-1, 1),
         weight_P=np.ones(len(item)) if weight is None else np.array(weight),
-        place_P=np.zeros(len(item)),
         truth_unit=np.searchsorted(unit_U, truth_request),
         truth_item=truth_item,
         truth_label_S=np.ones((len(truth_item), 1)),

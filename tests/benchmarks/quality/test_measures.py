@@ -77,8 +77,14 @@ def test_orderings_without_logits_have_no_ne() -> None:
 
 
 def test_ties_go_to_the_smaller_item_id() -> None:
-    rank = ranks(np.array([0, 0, 0, 1]), np.array([5, 2, 9, 4]), np.array([1.0, 1.0, 2.0, 0.0]))
-    assert rank.tolist() == [3, 2, 1, 1]
+    truth = [(0, 5), (1, 5)]
+    last = a_test_set([(0, 5, 1), (0, 2, 0), (1, 5, 1), (1, 9, 0)], truth)
+    ndcg_U = measure(last, np.ones(4)).sums[ALL].ndcg_U
+    assert ndcg_U.tolist() == pytest.approx([1 / math.log2(3), 1])
+
+
+def test_ranks_begin_anew_in_each_unit() -> None:
+    assert ranks(np.array([0, 0, 0, 2, 5, 5])).tolist() == [1, 2, 3, 1, 1, 2]
 
 
 def test_the_ideal_gain_stops_at_the_cut() -> None:

@@ -98,8 +98,9 @@ def test_histories_and_statistics_stop_at_each_ds(prepared: Prepared) -> None:
 
 def test_every_measured_candidate_has_its_place_in_retrieval_order(prepared: Prepared) -> None:
     test = prepared.test(TEST)
-    assert test.place_P.min() >= 0
-    of_unit = test.place_P[test.unit_P == np.searchsorted(test.unit_U, sorted(bought(TEST))[1])]
+    place_P = prepared.places(test)
+    assert place_P.min() >= 0
+    of_unit = place_P[test.unit_P == np.searchsorted(test.unit_U, sorted(bought(TEST))[1])]
     assert sorted(of_unit.tolist()) == list(range(len(of_unit)))
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from gesr_core.config import TarqConfig
 from gesr_core.model.build import build_model
+from gesr_core.model.codebook import squared_distances
 from gesr_core.model.inputs import ItemState
-from gesr_core.model.tarq import CODES, ITEM_LOSS, LATENT, TarqUserState, gathered
+from gesr_core.model.tarq import CODES, ITEM_LOSS, LATENT, TarqUserState, gathered, nearness
 from tests.models import ITEMS, SIZES, TARQ, Inputs, random_inputs, random_model, scores
 
 LENGTHS = [0, 1, 4, 6]
@@ -43,6 +44,25 @@ def test_a_candidate_sums_what_its_codes_found() -> None:
         for n in range(6):
             expected_D = sum(found_BQSD[b, q, int(codes_BNQ[b, n, q])] for q in range(3))
             torch.testing.assert_close(found_BND[b, n], expected_D)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    shape=st.tuples(*[st.integers(1, 5)] * 4),
+    own=st.booleans(),
+    temperature=st.floats(0.1, 10),
+    seed=st.integers(0, 99),
+)
+def test_nearness_in_one_product_is_that_of_distances(
+    shape: tuple[int, int, int, int], own: bool, temperature: float, seed: int
+) -> None:
+    requests, candidates, codes, width = shape
+    draw = torch.Generator().manual_seed(seed)
+    vector_BND = torch.randn(requests, candidates, width, dtype=torch.float64, generator=draw)
+    of_request = (requests,) if own else ()
+    code_SD = torch.randn(*of_request, codes, width, dtype=torch.float64, generator=draw)
+    plain_BNS = (-squared_distances(vector_BND, code_SD) / temperature).softmax(-1)
+    torch.testing.assert_close(nearness(vector_BND, code_SD, temperature=temperature), plain_BNS, rtol=0, atol=1e-9)
 
 
 @settings(deadline=None, max_examples=20)
