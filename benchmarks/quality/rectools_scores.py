@@ -24,6 +24,7 @@ from rectools.models import EASEModel, SASRecModel
 from scipy.linalg import lapack
 
 _BLOCK_USERS = 256
+_BLOCK_ITEMS = 512
 _CHECKED_USERS = 20
 
 
@@ -67,8 +68,13 @@ def _inverse(gram: np.ndarray) -> np.ndarray:
     inverse, failed_too = lapack.spotri(factor, lower=True, overwrite_c=True)
     if failed or failed_too:
         raise np.linalg.LinAlgError("the Gram matrix is not positive definite")
-    lower = np.tril(inverse)
-    return lower + np.tril(inverse, -1).T
+    for first in range(0, len(inverse), _BLOCK_ITEMS):
+        last = first + _BLOCK_ITEMS
+        block = inverse[first:last, first:last]
+        block[:] = np.tril(block) + np.tril(block, -1).T
+        inverse[first:last, last:] = inverse[last:, first:last].T
+    # LAPACK's columns, which are the rows of the same symmetric matrix: numpy goes through rows many times as fast.
+    return inverse.T
 
 
 def _score(fitted: tuple[Any, Dataset], settings: dict[str, Any]) -> np.ndarray:
@@ -109,7 +115,9 @@ def _ease_values(model: EASEModel, asked: Dataset) -> tuple[pd.Index, pd.Index, 
     """
     bought = asked.get_user_item_matrix(include_weights=True)
     ids = pd.Index(asked.user_id_map.external_ids), pd.Index(asked.item_id_map.external_ids)
-    return *ids, lambda first, last: bought[first:last] @ model.weight.T
+    # Row by row in memory: the product would copy it for every block.
+    weights = np.ascontiguousarray(model.weight.T)
+    return *ids, lambda first, last: bought[first:last] @ weights
 
 
 def _sasrec_values(model: SASRecModel, asked: Dataset) -> tuple[pd.Index, pd.Index, Callable[[int, int], np.ndarray]]:
