@@ -7,11 +7,9 @@ users that buy in its label window; of the other users, who matter to calibratio
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,9 +115,8 @@ def prepare(*, quick: bool) -> Path:
         with open_session("benchmarks.quality", spark_keys=config.spark) as spark:
             load_sample.main(["--downloads", str(DOWNLOADS), "--set", f"tables.root={config.tables.root}"])
             build = Build(spark, config, regime, shares, draft)
-            # Most of a ds is the planning of many small queries, which takes one core.
-            with ThreadPoolExecutor(os.cpu_count()) as threads:
-                list(threads.map(build.add, build.missing()))
+            for ds in build.missing():
+                build.add(ds)
             build.finish(key)
         draft.rename(folder)
         log.info("%s prepared in %.0f s: %s", NAME, time.monotonic() - started_s, folder)
