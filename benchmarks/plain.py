@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gesr_core.model.build import Model
 from gesr_core.model.inputs import History, UserFeatures
+from gesr_core.runtime.allocator import keep_freed_memory
 from gesr_core.runtime.worker import Loaded, ScoreShards, load
 
 USER_INDICES: Final = "user_indices"
@@ -113,5 +114,7 @@ def _rows(loaded: Loaded, ids: np.ndarray) -> Tensor:
 
 @cache
 def _loaded(task: ScoreShards) -> Any:
+    # As our own workers do; a worker that is used again would do it for all anyway.
+    keep_freed_memory()
     torch.set_num_threads(task.threads)
     return load(task, device=_CPU)

@@ -21,6 +21,7 @@ from torch import nn
 from gesr_core.errors import InputError
 from gesr_core.model.inputs import ItemState
 from gesr_core.names import Col
+from gesr_core.runtime.allocator import keep_freed_memory
 from gesr_core.runtime.device import choose_device
 from gesr_core.runtime.forms import Form, Logits, Precision, logits_of, lowered, lowered_items
 from gesr_core.runtime.item_index import ItemIndex
@@ -127,6 +128,7 @@ def task_scorer(task: ScoreShards, *, gpu: str | None = None) -> Scorer:
         InputError: checkpoint or item states are missing, altered, or others than the pinned ones.
         ConfigurationError: there is no such device as is configured, or as was granted.
     """
+    keep_freed_memory()
     # Spark runs one Python worker per task slot: more threads each would only fight over the cores.
     torch.set_num_threads(task.threads)
     device = task.choose_device(gpu)

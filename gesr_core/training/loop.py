@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from gesr_core.failpoints import reach
 from gesr_core.model.build import LearnsMore
 from gesr_core.model.inputs import ItemFeatures, ItemState
+from gesr_core.runtime.allocator import keep_freed_memory
 from gesr_core.runtime.collate import JaggedRequests
 from gesr_core.training.data import Batch, TrainingItems, decode_window, make_batch, map_tensors, plan_batches, windows
 from gesr_core.training.features import FeatureSpace
@@ -375,6 +376,7 @@ def _computing(threads: int, *, device: torch.device) -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.set_num_threads(threads or before)
+    keep_freed_memory()
     # Several threads would add the gradients of one row in the order in which they arrive.
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Torch would also fill fresh memory, which nothing here reads before it is written.
