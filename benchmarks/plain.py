@@ -1,7 +1,8 @@
 """The rivals of `score_stage`: what a person writes around the same model, with pandas, or pair by pair.
 
 They are given all that helps: histories of one length, so that rows stack without padding; user features as indices
-already; the model's cached form (but for pairs, which have no requests to cache for); the best K as parallel lists.
+already; the model's cached form (but for pairs, which have no requests to cache for); the best K as parallel lists;
+processes that keep the memory that they free.
 Each keeps what it loaded for its worker process. Runs in Spark's and Ray's workers; no JVM.
 """
 
