@@ -17,7 +17,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep up to 1 GiB that it freed; say whether its C library is glibc, the only one that is told.
 
     By default glibc gives large blocks back at once, and the system hands them out again page by page, zeroed: a third
-    of a worker's time where that was measured (256 events, one candidate). The peak was the same (1.0 GB).
+    of a worker's time where that was measured (256 events, one candidate). The peak was about the same (1.0 GB).
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
