@@ -33,7 +33,7 @@ class Stack:
 
 
 STACKS = {
-    "main": Stack("main", pythons=((3, 10), (3, 14)), extras=("test", "dev", "mlflow")),
+    "main": Stack("main", pythons=((3, 10), (3, 14)), extras=("test", "dev", "mlflow", "report", "docs")),
     # pyarrow 14 has no wheels beyond 3.12; petastorm's pin of setuptools contradicts torch's
     "petastorm": Stack(
         "petastorm",
