@@ -428,11 +428,14 @@ class TrainingConfig(Section):
     # None: no MLflow. The tracking URI is MLflow's own default (MLFLOW_TRACKING_URI) where none is given.
     mlflow_experiment: str | None = None
     mlflow_tracking_uri: str | None = None
+    # The registered model that every trained checkpoint becomes a version of.
+    mlflow_model: Annotated[str, Field(pattern=r"^[^/:@]+$")] | None = None
 
     @model_validator(mode="after")
-    def _a_tracking_uri_has_an_experiment(self) -> TrainingConfig:
-        if self.mlflow_tracking_uri is not None and self.mlflow_experiment is None:
-            raise ValueError("mlflow_tracking_uri is set, but mlflow_experiment, which switches MLflow on, is not")
+    def _what_is_for_mlflow_has_an_experiment(self) -> TrainingConfig:
+        for key in ("mlflow_tracking_uri", "mlflow_model"):
+            if getattr(self, key) is not None and self.mlflow_experiment is None:
+                raise ValueError(f"{key} is set, but mlflow_experiment, which switches MLflow on, is not")
         return self
 
 
