@@ -129,7 +129,7 @@ def register_checkpoint(config: Config, path: Path) -> str:
     with _answers(section):
         client = mlflow_client(section)
         _create_model(client, model)
-        if (known := _version_of(client, model, checkpoint.checkpoint_id)) is not None:
+        if (known := _version_of(client, section, model, checkpoint.checkpoint_id)) is not None:
             return known
         run = _run_of(client, section, path, name=checkpoint.model_name)
         tags = {
@@ -149,10 +149,11 @@ def set_alias(config: Config, *, alias: str, checkpoint_id: str) -> None:
         ConfigurationError: no model is configured, or credentials are refused.
         GesrError: the server does not answer.
     """
-    model = _configured_model(config.training)
-    with _answers(config.training):
-        client = mlflow_client(config.training)
-        version = _version_of(client, model, checkpoint_id)
+    section = config.training
+    model = _configured_model(section)
+    with _answers(section):
+        client = mlflow_client(section)
+        version = _version_of(client, section, model, checkpoint_id)
         if version is None:
             raise InputError(
                 f"no version of {model} is checkpoint {checkpoint_id}; start the training that made it again, with "
@@ -244,9 +245,11 @@ def _versions(client: Any, model: str) -> Iterator[Any]:
             return
 
 
-def _version_of(client: Any, model: str, checkpoint_id: str) -> str | None:
-    """The newest version that is a checkpoint."""
-    numbers = [int(v.version) for v in _versions(client, model) if v.tags.get(CHECKPOINT_TAG) == checkpoint_id]
+def _version_of(client: Any, section: TrainingConfig, model: str, checkpoint_id: str) -> str | None:
+    """The newest version that is a checkpoint, found by its run: Unity Catalog lists versions without their tags."""
+    having = f"tags.`{CHECKPOINT_TAG}` = '{checkpoint_id}'"
+    runs = {run.info.run_id for run in client.search_runs([experiment_id(client, section)], filter_string=having)}
+    numbers = [int(version.version) for version in _versions(client, model) if version.run_id in runs]
     return str(max(numbers)) if numbers else None
 
 

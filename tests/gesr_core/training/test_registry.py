@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ pytest.importorskip("mlflow", reason="the petastorm set has no mlflow")
 
 FILES = (FEATURES, MANIFEST, WEIGHTS)
 MODEL = "toy.ranking"
+CHAMPION = f"models:/{MODEL}@champion"
 
 
 @pytest.fixture(scope="module")
@@ -199,61 +201,71 @@ def test_an_alias_needs_a_configured_model(tmp_path: Path) -> None:
         training_sets.toy_config(tmp_path, "training.mlflow_model=toy")
 
 
+@dataclass(frozen=True)
+class World:
+    """A toy world that knows the server, and its two registered checkpoints: versions 1 and 2."""
+
+    toy: Toy
+    config: Config
+    first: Path
+    second: Path
+
+    def score(self, *overrides: str, target: str, checkpoint: str) -> None:
+        from jobs import score_daily
+
+        uri = self.config.training.mlflow_tracking_uri or ""
+        few = ("scoring.shards=2", "scoring.shards_per_wave=1")
+        score_daily.main(self.toy.args(*told(uri), *few, *overrides, target=target, checkpoint=checkpoint))
+
+    def published(self, spark: SparkSession, target: str) -> list[tuple[Any, ...]]:
+        from gesr_core.io.tables import read_table
+
+        rows = read_table(spark, self.config.table(Role.SCORES, target=target))
+        return sorted(tuple(row) for row in rows.drop("run_id", "generation").collect())
+
+    def pinned(self, spark: SparkSession, target: str) -> list[dict[str, str]]:
+        """The checkpoints of the runs of a target, by the ledger."""
+        from gesr_core.sink.ledger import read_ledger
+        from gesr_core.sink.run import JOB
+        from tests.toy import DS
+
+        rows = read_ledger(spark, self.config.table(Role.LEDGER), job=JOB, ds=DS, target=target)
+        return [row.details["pins"]["checkpoint"] for row in rows if row.kind == "run_opened"]
+
+
 @pytest.fixture(scope="module")
-def toy(spark_session: SparkSession, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    """A world with two registered checkpoints, versions 1 and 2, both exported; it knows the server."""
+def world(spark_session: SparkSession, server: Server, tmp_path_factory: pytest.TempPathFactory) -> World:
     from jobs import export_items
-    from tests.toy import Toy, write_toy_checkpoint
+    from tests.toy import Toy, toy_config, write_toy_checkpoint
 
-    built = Toy.build(spark_session, tmp_path_factory.mktemp("toy"), overrides=told(server.uri))
-    first = resolve_checkpoint(built.config, "gesr")
-    second = write_toy_checkpoint(built.config, seed=2)
-    assert [register_checkpoint(built.config, path) for path in (first, second)] == ["1", "2"]
-    export_items.main(built.args(target=None, checkpoint=f"models:/{MODEL}/2"))
-    return built
-
-
-def published(spark: SparkSession, toy: Toy, target: str) -> list[tuple[Any, ...]]:
-    from gesr_core.io.tables import read_table
-
-    rows = read_table(spark, toy.config.table(Role.SCORES, target=target))
-    return sorted(tuple(row) for row in rows.drop("run_id", "generation").collect())
-
-
-def pinned(spark: SparkSession, toy: Toy, target: str) -> list[dict[str, str]]:
-    """The checkpoints of the runs of a target, by the ledger."""
-    from gesr_core.sink.ledger import read_ledger
-    from gesr_core.sink.run import JOB
-    from tests.toy import DS
-
-    rows = read_ledger(spark, toy.config.table(Role.LEDGER), job=JOB, ds=DS, target=target)
-    return [row.details["pins"]["checkpoint"] for row in rows if row.kind == "run_opened"]
+    toy = Toy.build(spark_session, tmp_path_factory.mktemp("toy"))
+    config = toy_config(toy.root, *told(server.uri))
+    first = resolve_checkpoint(config, "gesr")
+    second = write_toy_checkpoint(config, seed=2)
+    assert [register_checkpoint(config, path) for path in (first, second)] == ["1", "2"]
+    export_items.main(toy.args(*told(server.uri), target=None, checkpoint=f"models:/{MODEL}/2"))
+    return World(toy, config, first, second)
 
 
 @pytest.mark.spark
 @pytest.mark.slow
-def test_scoring_by_alias_publishes_the_same_table_as_by_path(toy: Toy, spark: SparkSession, tmp_path: Path) -> None:
-    from jobs import score_daily
-
-    first, second = (resolve_checkpoint(toy.config, f"models:/{MODEL}/{version}") for version in (1, 2))
-    score_daily.main(toy.args(target="by_path", checkpoint=str(first)))
-    score_daily.main(toy.args(target="by_other_path", checkpoint=str(second)))
-    set_alias(toy.config, alias="champion", checkpoint_id=first.name)
-    champion = f"models:/{MODEL}@champion"
-    score_daily.main(toy.args(f"storage.checkpoints={tmp_path}", target="by_alias", checkpoint=champion))
-    assert published(spark, toy, "by_alias") == published(spark, toy, "by_path")
-    assert published(spark, toy, "by_alias") != published(spark, toy, "by_other_path")
-    fetched = tmp_path / "gesr" / first.name
-    assert pinned(spark, toy, "by_alias") == [
-        {"path": str(fetched), "id": first.name, "model": "gesr", "reference": champion}
-    ]
+def test_scoring_by_alias_publishes_the_same_table_as_by_path(
+    world: World, spark: SparkSession, tmp_path: Path
+) -> None:
+    world.score(target="by_path", checkpoint=str(world.first))
+    set_alias(world.config, alias="champion", checkpoint_id=world.first.name)
+    # On a machine that has no checkpoint, and in a world whose newest is another.
+    world.score(f"storage.checkpoints={tmp_path}", target="by_alias", checkpoint=CHAMPION)
+    assert world.published(spark, "by_alias") == world.published(spark, "by_path")
+    fetched = {"path": str(tmp_path / "gesr" / world.first.name), "id": world.first.name, "model": "gesr"}
+    assert world.pinned(spark, "by_alias") == [{**fetched, "reference": CHAMPION}]
 
 
 @pytest.mark.spark
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["after_wave_1", "after_publish"])
 def test_an_alias_that_moves_before_a_resume_changes_nothing(
-    toy: Toy, spark: SparkSession, monkeypatch: pytest.MonkeyPatch, point: str
+    world: World, spark: SparkSession, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     from jobs import score_daily
 
@@ -261,18 +273,17 @@ def test_an_alias_that_moves_before_a_resume_changes_nothing(
         if name == point:
             raise RuntimeError("the end of the process")
 
-    first, second = (resolve_checkpoint(toy.config, f"models:/{MODEL}/{version}") for version in (1, 2))
-    target, arguments = f"moved_{point}", {"checkpoint": f"models:/{MODEL}@champion"}
-    set_alias(toy.config, alias="champion", checkpoint_id=first.name)
+    target = f"moved_{point}"
+    set_alias(world.config, alias="champion", checkpoint_id=world.first.name)
     with monkeypatch.context() as patch:
         patch.setattr(score_daily, "reach", stop)
         with pytest.raises(RuntimeError, match="the end of the process"):
-            score_daily.main(toy.args(target=target, **arguments))
-    set_alias(toy.config, alias="champion", checkpoint_id=second.name)
-    assert resolve_checkpoint(toy.config, arguments["checkpoint"]) == second
-    score_daily.main(toy.args(target=target, **arguments))
-    assert {checkpoint["id"] for checkpoint in pinned(spark, toy, target)} == {first.name}
-    assert {row[3] for row in published(spark, toy, target)} == {first.name}
+            world.score(target=target, checkpoint=CHAMPION)
+    set_alias(world.config, alias="champion", checkpoint_id=world.second.name)
+    assert resolve_checkpoint(world.config, CHAMPION) == world.second
+    world.score(target=target, checkpoint=CHAMPION)
+    assert {checkpoint["id"] for checkpoint in world.pinned(spark, target)} == {world.first.name}
+    assert {row[3] for row in world.published(spark, target)} == {world.first.name}
     # A further start is no resume: it says what stands there and what the name points at.
-    with pytest.raises(InputError, match=rf"checkpoint \({first.name} before, {second.name} now\)"):
-        score_daily.main(toy.args(target=target, **arguments))
+    with pytest.raises(InputError, match=rf"checkpoint \({world.first.name} before, {world.second.name} now\)"):
+        world.score(target=target, checkpoint=CHAMPION)
