@@ -253,13 +253,16 @@ def test_the_wheel_is_the_one_that_is_built() -> None:
     cfg = configparser.ConfigParser(interpolation=None)
     cfg.read(ROOT / "setup.cfg", encoding="utf-8")
     name = cfg["metadata"]["name"].replace("-", "_")
-    assert (BUNDLE / content["artifacts"]["gesr"]["path"]).resolve() == ROOT
+    artifact = content["artifacts"]["gesr"]
+    wheel = ROOT / f"dist/{name}-*.whl"
+    assert (BUNDLE / artifact["path"]).resolve() == ROOT
+    assert [(BUNDLE / file["source"]).resolve() for file in artifact["files"]] == [wheel]
     for job in content["resources"]["jobs"].values():
         for task in job["tasks"]:
             assert task["python_wheel_task"]["package_name"] == name
             (library,) = task["libraries"]
             # Relative to the file that it stands in.
-            assert (BUNDLE / "resources" / library["whl"]).resolve() == ROOT / "dist/*.whl"
+            assert (BUNDLE / "resources" / library["whl"]).resolve() == wheel
     assert [(BUNDLE / path).resolve() for path in content["sync"]["paths"]] == [BUNDLE, CONF_DIR]
 
 
