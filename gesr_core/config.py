@@ -21,7 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gesr_core.errors import ConfigurationError
 from gesr_core.names import Role
 
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parent
+# The checkout; a wheel's relative folders are those of the working directory.
+PROJECT_ROOT = _PACKAGE.parent if (_PACKAGE.parent / "setup.cfg").is_file() else Path.cwd()
+# In a checkout a link to its conf/, in a wheel what conf/ was when it was built.
+CONF_DIR = (_PACKAGE / "conf").resolve()
 
 _CATALOG_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*){0,2}")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
@@ -428,11 +432,14 @@ class TrainingConfig(Section):
     # None: no MLflow. The tracking URI is MLflow's own default (MLFLOW_TRACKING_URI) where none is given.
     mlflow_experiment: str | None = None
     mlflow_tracking_uri: str | None = None
+    # The registered model that every trained checkpoint becomes a version of.
+    mlflow_model: Annotated[str, Field(pattern=r"^[^/:@]+$")] | None = None
 
     @model_validator(mode="after")
-    def _a_tracking_uri_has_an_experiment(self) -> TrainingConfig:
-        if self.mlflow_tracking_uri is not None and self.mlflow_experiment is None:
-            raise ValueError("mlflow_tracking_uri is set, but mlflow_experiment, which switches MLflow on, is not")
+    def _what_is_for_mlflow_has_an_experiment(self) -> TrainingConfig:
+        for key in ("mlflow_tracking_uri", "mlflow_model"):
+            if getattr(self, key) is not None and self.mlflow_experiment is None:
+                raise ValueError(f"{key} is set, but mlflow_experiment, which switches MLflow on, is not")
         return self
 
 
@@ -615,11 +622,11 @@ def _require_distinct(names: Sequence[str]) -> None:
         raise ValueError(f"declared twice: {', '.join(doubled)}")
 
 
-def load_config(env: str, *, overrides: Sequence[str] = (), conf_dir: Path = PROJECT_ROOT / "conf") -> Config:
+def load_config(env: str, *, overrides: Sequence[str] = (), conf_dir: Path = CONF_DIR) -> Config:
     """Read and validate the configuration of `env`.
 
     Args:
-        env: a folder under `conf_dir`, such as `local` or `prod`.
+        env: a folder under `conf_dir`, such as `local` or `prod`; or several, separated by commas: the later wins.
         overrides: `section.key=value` strings; the value is YAML.
         conf_dir: the folder that holds `base/` and one folder per environment.
 
@@ -627,7 +634,7 @@ def load_config(env: str, *, overrides: Sequence[str] = (), conf_dir: Path = PRO
         ConfigurationError: an unknown environment, unreadable YAML or any invalid key, all of them in one message.
     """
     merged: dict[str, Any] = {}
-    for folder in (conf_dir / "base", _environment_folder(conf_dir, env)):
+    for folder in (conf_dir / "base", *(_environment_folder(conf_dir, name) for name in env.split(","))):
         for path in sorted(folder.glob("*.yaml")):
             _merge(merged, {path.stem: _read_yaml(path)})
     for override in overrides:

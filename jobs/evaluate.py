@@ -9,6 +9,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession, functions as F
@@ -107,5 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+run = partial(run_job, main)
+
 if __name__ == "__main__":
-    run_job(main)
+    run()

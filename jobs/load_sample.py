@@ -9,6 +9,7 @@ import argparse
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -104,5 +105,7 @@ def _write(df: DataFrame, ref: TableRef) -> None:
         create_or_replace(df, ref, properties=properties)
 
 
+run = partial(run_job, main)
+
 if __name__ == "__main__":
-    run_job(main)
+    run()
