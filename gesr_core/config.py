@@ -76,7 +76,9 @@ def _is_path(value: str) -> bool:
 class TableConfig(Section):
     """Where a role's table is and what its columns are called there (contract name -> real name)."""
 
+    # A catalog name (catalog.schema.table), a URI or a folder; null: the folder <root>/<role>.
     location: str | None = None
+    # Name in the contract: name in your table, where they differ.
     columns: dict[Identifier, str] = {}
 
     @field_validator("location")
@@ -90,6 +92,7 @@ class TableConfig(Section):
 class TablesConfig(Section):
     """One entry per role. With `root`, a role without a location is the folder `<root>/<role>`."""
 
+    # Folder or URI of the roles without a location.
     root: str | None = None
     events: TableConfig = TableConfig()
     items: TableConfig = TableConfig()
@@ -122,16 +125,22 @@ class TablesConfig(Section):
 class StorageConfig(Section):
     """Folders for what is not a table; relative ones are under the project."""
 
+    # What jobs/train.py writes: <model>/<id>.
     checkpoints: str
+    # What jobs/export_items.py writes: <checkpoint>/<ds>/<items version>.
     item_states: str
+    # What jobs/train.py reads, as Parquet; may be deleted.
     training_sets: str
 
 
 class Feature(Section):
     """A declared column: `categorical` (one value), `multi` (a list of texts or integers) or `numeric`."""
 
+    # Name of the column.
     name: Identifier
+    # What a row holds in it.
     kind: Literal["categorical", "multi", "numeric"]
+    # log1p: log(1 + x), for numbers of a wide range.
     transform: Literal["none", "log1p"] = "none"
     # A longer list keeps the first of its distinct values in the order of their texts.
     max_values: Annotated[int, Field(ge=2, le=64)] = 8
@@ -163,9 +172,13 @@ class ItemStatistic(Section):
     `repeat_share` is the share of the item's users with its events on at least two dates.
     """
 
+    # Yours to choose; no column has it.
     name: Identifier
+    # What is counted of each item.
     kind: Literal["users", "events", "mean_value", "days_since_first", "days_since_last", "repeat_share"]
+    # Count only events of so many days; null: all.
     window_days: Annotated[int, Field(gt=0)] | None = None
+    # log1p: log(1 + x).
     transform: Literal["none", "log1p"] = "log1p"
 
 
@@ -178,9 +191,13 @@ class EventSignal(Section):
     - `days_since_same`: how long ago the user's previous event with the same item was.
     """
 
+    # Yours to choose; no column has it.
     name: Identifier
+    # Which signal.
     kind: Literal["below_share", "repeat", "days_since_same"]
+    # For below_share: of the item's number.
     share: Annotated[float, Field(gt=0)] | None = None
+    # For below_share: a numeric item feature or a statistic.
     of: Identifier | None = None
 
     @model_validator(mode="after")
@@ -198,7 +215,9 @@ class HardMatch(Section):
     A pair may be declared several times with different narrowings.
     """
 
+    # Field of the history's items.
     history: Identifier
+    # Field of the candidate.
     candidate: Identifier
     # Count only events of at most this age.
     window_days: Annotated[int, Field(gt=0)] | None = None
@@ -209,10 +228,15 @@ class HardMatch(Section):
 class FeaturesConfig(Section):
     """What the models may read."""
 
+    # Columns of `items`.
     item: list[ItemFeature] = []
+    # Numbers of each item that are made from `events`.
     item_statistics: list[ItemStatistic] = []
+    # Columns of `users`.
     user: list[UserFeature] = []
+    # Signals of each event of a history.
     event_signals: list[EventSignal] = []
+    # Fields whose equal values are counted.
     hard_match: list[HardMatch] = []
     # Items with fewer events than this before the first validation request share the unknown id's embedding.
     item_id_min_events: Annotated[int, Field(ge=1)] = 5
@@ -236,11 +260,15 @@ class FeaturesConfig(Section):
 class Task(Section):
     """A 0/1 label: an event of one of `actions` within the label window (any action when empty)."""
 
+    # Yours to choose: impressions have a column label_<name>, scores a field logit_<name>.
     name: Identifier
+    # Actions that make the label 1; empty: any.
     actions: list[str] = []
     # `user_median`: the event's value must also exceed the user's own median value before the request time.
     value_above: Literal["user_median"] | None = None
+    # Weight in the training loss.
     loss_weight: Annotated[float, Field(ge=0)] = 1.0
+    # Weight of the logit in the score; evaluate measures the task with the largest.
     score_weight: float = 0.0
 
 
@@ -248,6 +276,7 @@ class LabelsConfig(Section):
     """Tasks and the window that their labels come from."""
 
     window_days: Annotated[int, Field(gt=0)]
+    # In the order of the logits in `scores`.
     tasks: Annotated[list[Task], Field(min_length=1)]
 
     @field_validator("tasks")
@@ -290,21 +319,31 @@ class HistoriesConfig(Section):
 class CandidatesConfig(Section):
     """The stand-in retrieval."""
 
+    # A user gets so many at most.
     max_candidates: Annotated[int, Field(gt=0)]
     # Users with an event in this many days before the request time get candidates.
     active_days: Annotated[int, Field(gt=0)]
     # A past item's score is its number of events / (1 + days since the last one / own_decay_days).
     own_decay_days: Annotated[float, Field(gt=0)]
+    # Past items of the user, at most; 0: none.
     own_items: Annotated[int, Field(ge=0)]
+    # Most popular items, at most.
     popular_items: Annotated[int, Field(ge=0)]
+    # Popularity counts the events of so many days before the request time.
     popular_days: Annotated[int, Field(gt=0)]
+    # Items of the ALS model, at most.
     als_items: Annotated[int, Field(ge=0)]
+    # Width of a factor.
     als_rank: Annotated[int, Field(gt=0)]
+    # Rounds of the fit.
     als_iterations: Annotated[int, Field(gt=0)]
+    # As in Spark's ALS (regParam).
     als_regularization: Annotated[float, Field(ge=0)]
+    # Confidence in a repeated event, as in Spark's ALS (alpha).
     als_alpha: Annotated[float, Field(gt=0)]
     als_min_item_events: Annotated[int, Field(ge=1)]
     als_blocks: Annotated[int, Field(ge=1)]
+    # Of the fit.
     seed: int
 
 
@@ -317,23 +356,29 @@ class ImpressionsConfig(Section):
     unlabelled_user_rate: Annotated[float, Field(gt=0, le=1)]
     # That many past dates, `step_days` apart; the last label window closes at the request time of --ds.
     dates: Annotated[int, Field(ge=2)]
+    # Days between two dates.
     step_days: Annotated[int, Field(gt=0)]
     # Share of the unlabelled candidates that is kept; loss and NE are corrected for it.
     negative_rate: Annotated[float, Field(gt=0, le=1)]
     # Items outside the candidates, per request, as extra negatives.
     unexposed_items: Annotated[int, Field(ge=0)]
+    # Of the draws of users, candidates and extra negatives.
     seed: int
 
 
 class TowersConfig(Section):
     """What every model has: two towers."""
 
+    # Width of user and item vectors.
     width: Annotated[int, Field(gt=0)]
     # Widths of the embeddings of an item's id, and of each categorical feature of items and of users; 0: the model is
     # not told. What tells one item from another also lets a model learn by heart what sold in the training weeks.
     id_width: Annotated[int, Field(ge=0)]
+    # As id_width, of each categorical feature of items.
     category_width: Annotated[int, Field(ge=0)]
+    # As id_width, of each categorical feature of users.
     user_category_width: Annotated[int, Field(ge=0)]
+    # In training.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # Log-spaced buckets of an event's age.
     time_buckets: Annotated[int, Field(ge=3)]
@@ -342,25 +387,32 @@ class TowersConfig(Section):
 class TwoTowerConfig(TowersConfig):
     """The baseline of both papers."""
 
+    # Which model this is.
     name: Literal["two_tower"] = "two_tower"
 
 
 class GesrConfig(TowersConfig):
     """GESR: the two towers, hard matching, target attention, cross attention and gating."""
 
+    # Which model this is.
     name: Literal["gesr"] = "gesr"
+    # Of target attention; 0: without it.
     attention_layers: Annotated[int, Field(ge=0)]
+    # Of each of these layers.
     attention_heads: Annotated[int, Field(gt=0)]
+    # More equal values than that count as that many.
     match_cap: Annotated[int, Field(gt=0)]
     # How far apart pairs stand in the table of counts: match_cap + 1, or the published match_cap.
     match_offset: Literal["padded", "literal"] = "padded"
     # Width of an embedded count; 0: without hard matching.
     match_width: Annotated[int, Field(ge=0)]
+    # Hidden width of the gates and of their logits.
     gate_width: Annotated[int, Field(gt=0)]
     # False: one secondary logit over everything, without gates.
     gating: bool = True
     # Width of a feature's token in cross attention; 0: without it.
     cross_width: Annotated[int, Field(ge=0)] = 0
+    # Of cross attention.
     cross_heads: Annotated[int, Field(gt=0)] = 1
 
     @model_validator(mode="after")
@@ -374,18 +426,27 @@ class GesrConfig(TowersConfig):
 class TarqConfig(TowersConfig):
     """TARQ: two towers with attention, and target attention through the codes of items."""
 
+    # Which model this is.
     name: Literal["tarq"] = "tarq"
+    # Of the attention of the towers and of the codes.
     heads: Annotated[int, Field(gt=0)]
     # Codebooks, and codes in each: worth it while levels * codes stays below the candidates of a request.
     levels: Annotated[int, Field(gt=0)]
+    # Codes in each codebook.
     codes: Annotated[int, Field(gt=1)]
+    # Hidden width of the head over a candidate's sum.
     head_width: Annotated[int, Field(gt=0)]
     # Whose logit is served: `student` is TARQ; its teacher and its bare towers are there to compare it with.
     serves: Literal["student", "teacher", "backbone"] = "student"
+    # Weight in the loss of the teacher's own logit.
     teacher_weight: Annotated[float, Field(ge=0)] = 1.0
+    # Weight in the loss by which the student learns what the teacher found.
     reconstruction_weight: Annotated[float, Field(ge=0)] = 1.0
+    # Weight in the loss of the codebook alignment.
     alignment_weight: Annotated[float, Field(ge=0)] = 1.0
+    # Weight in the loss that moves codes to the latents.
     codebook_weight: Annotated[float, Field(ge=0)] = 1.0
+    # Weight in the loss that moves latents to their codes.
     commitment_weight: Annotated[float, Field(ge=0)] = 0.25
     # How much an item's codes must tell of it; at 0 all items come to have the same.
     autoencoder_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -410,17 +471,23 @@ ModelConfig = Annotated[AnyModelConfig, Field(discriminator="name")]
 class TrainingConfig(Section):
     """How `jobs/train.py` trains."""
 
+    # A key of `models`; --model names another.
     model: Identifier
     reader: Literal["arrow", "petastorm"]
+    # Passes over the training dates, at most.
     epochs: Annotated[int, Field(gt=0)]
     patience: Annotated[int, Field(gt=0)]
+    # Requests of a step.
     batch_requests: Annotated[int, Field(gt=0)]
+    # Of AdamW.
     learning_rate: Annotated[float, Field(gt=0)]
     # Share of learning_rate at which the validation date, the newest there is, is learned at the end; 0: not at all.
     catch_up_rate: Annotated[float, Field(ge=0, le=1)]
+    # Of AdamW.
     weight_decay: Annotated[float, Field(ge=0)]
     # Weight in the loss of the extra negatives that no retrieval proposed.
     unexposed_weight: Annotated[float, Field(ge=0)]
+    # Of weights, order and dropout.
     seed: int
     # Of each process; 0: all cores, shared among the processes.
     threads: Annotated[int, Field(ge=0)]
@@ -431,6 +498,7 @@ class TrainingConfig(Section):
     processes: Annotated[int, Field(ge=1)]
     # None: no MLflow. The tracking URI is MLflow's own default (MLFLOW_TRACKING_URI) where none is given.
     mlflow_experiment: str | None = None
+    # The server, where it is not MLflow's own default.
     mlflow_tracking_uri: str | None = None
     # The registered model that every trained checkpoint becomes a version of.
     mlflow_model: Annotated[str, Field(pattern=r"^[^/:@]+$")] | None = None
@@ -446,10 +514,13 @@ class TrainingConfig(Section):
 class ScoringConfig(Section):
     """How `jobs/score_daily.py` scores."""
 
+    # How many candidates of a user are published.
     top_k: Annotated[int, Field(gt=0)]
+    # Fixed parts of the users: units of progress and resume.
     shards: Annotated[int, Field(gt=0)]
     # Shards that one Spark job works on; 0: twice the task slots. Execution only, no effect on any score.
     shards_per_wave: Annotated[int, Field(ge=0)]
+    # A user with more becomes several requests.
     max_candidates_per_request: Annotated[int, Field(gt=0)]
     # auto: what suits the workers' device, decided once per run (runtime/device.py) and recorded.
     batch_pairs: Literal["auto"] | Annotated[int, Field(gt=0)]
@@ -461,14 +532,19 @@ class ScoringConfig(Section):
     workers_per_gpu: Annotated[int, Field(gt=0)]
     # How long to wait for the first executor; one that asks for a GPU which no worker has never comes.
     executor_wait_s: Annotated[float, Field(gt=0)]
+    # Requests that are cut into micro-batches together; part of what makes scores repeat.
     plan_window_requests: Annotated[int, Field(gt=0)]
     history_buckets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    # As history_buckets.
     candidate_buckets: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
     transport: Literal["arrow", "pandas_udf"]
+    # auto: a GPU where the worker sees one.
     device: Literal["cpu", "cuda", "auto"]
+    # Of torch, in each Python worker.
     threads_per_worker: Annotated[int, Field(gt=0)]
     # The model's form; whatever is not fp32 and uncompiled is tried on requests of the day first (runtime/trial.py).
     precision: Literal["auto", "fp32", "bf16", "fp8"]
+    # on: torch.compile; graphs: CUDA graphs too; auto: the fastest form, after trials, that keeps least_overlap.
     compile: Literal["auto", "off", "on", "graphs"]
     # Share of the best K in fp32 that must be among the best K in the form that is chosen, else the run is refused.
     least_overlap: Annotated[float, Field(ge=0, le=1)]
@@ -491,7 +567,9 @@ class ScoringConfig(Section):
 class GateConfig(Section):
     """What must hold before a `ds` is published; `score_daily --accept KEY` overrules one of these for one run."""
 
+    # Of the candidates.
     max_quarantined_share: Annotated[float, Field(ge=0, le=1)]
+    # Of any published score.
     max_abs_score: Annotated[float, Field(gt=0)]
     # Of the candidates: those that are no items of the catalogue.
     max_unknown_share: Annotated[float, Field(ge=0, le=1)]
@@ -521,8 +599,11 @@ class RetentionConfig(Section):
 class EvaluationConfig(Section):
     """Offline metrics of a published `ds`."""
 
+    # Metrics look at the first so many.
     ks: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
+    # The ordering `popularity` counts the users of so many days before the request time.
     popularity_days: Annotated[int, Field(gt=0)]
+    # Of the ordering `random`.
     seed: int
     # Repeat every metric without the most bought item of the label window (a promotion can rule a week).
     without_top_item: bool

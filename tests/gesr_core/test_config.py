@@ -11,7 +11,7 @@ from gesr_core.errors import ConfigurationError
 from gesr_core.names import Role
 
 
-@pytest.mark.parametrize("env", ["local", "prod", "databricks", "databricks,databricks_dev"])
+@pytest.mark.parametrize("env", ["local", "movielens", "prod", "databricks", "databricks,databricks_dev"])
 def test_every_environment_is_valid(env: str) -> None:
     config = load_config(env)
     assert [config.table(role).role for role in Role] == [role.value for role in Role]
