@@ -42,6 +42,7 @@ print(json.dumps({
 }))
 """
 WAIT_S = 600
+ONE_WAVE = "scoring.shards_per_wave=6"
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
@@ -127,9 +128,9 @@ def test_the_wheel_alone_scores_a_day(fresh: Path, spark: SparkSession, tmp_path
     keys = toy_spark_keys(tmp_path / "spark")
     # Its workers, too, must find the package by themselves.
     del keys["spark.executorEnv.PYTHONPATH"]
-    arguments = toy.args("scoring.shards=1", f"spark={json.dumps(keys)}", target="by_wheel")
+    arguments = toy.args(ONE_WAVE, f"spark={json.dumps(keys)}", target="by_wheel")
     run([fresh / "bin/gesr-score-daily", *arguments], cwd=elsewhere, environment=alone(fresh))
-    score_daily.main(toy.args("scoring.shards=1", target="by_checkout"))
+    score_daily.main(toy.args(ONE_WAVE, target="by_checkout"))
     rows = published(spark, toy, "by_wheel")
     assert len(rows) == USERS
     assert rows == published(spark, toy, "by_checkout")

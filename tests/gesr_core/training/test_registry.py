@@ -214,8 +214,8 @@ class World:
         from jobs import score_daily
 
         uri = self.config.training.mlflow_tracking_uri or ""
-        few = ("scoring.shards=2", "scoring.shards_per_wave=1")
-        score_daily.main(self.toy.args(*told(uri), *few, *overrides, target=target, checkpoint=checkpoint))
+        two_waves = "scoring.shards_per_wave=3"
+        score_daily.main(self.toy.args(*told(uri), two_waves, *overrides, target=target, checkpoint=checkpoint))
 
     def published(self, spark: SparkSession, target: str) -> list[tuple[Any, ...]]:
         from gesr_core.io.tables import read_table
