@@ -10,7 +10,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from gesr_core.config import Config
-from gesr_core.errors import InputError
+from gesr_core.errors import ConfigurationError, InputError
 from gesr_core.names import Role
 from gesr_core.schema import written_columns
 from gesr_core.spark_settings import settings
@@ -30,6 +30,7 @@ CANDIDATES = {
     2: [(1, "a", 0.5), (2, "b", 0.5), (3, "b", 0.1)],
     3: [(1, "a", 0.5), (2, "a", 0.4), (3, "a", 0.1)],
 }
+CATALOGUE = 10
 # The model's best two of three: (item, score, logit).
 RANKED = {1: [(2, 0.9, 2.0), (3, 0.2, -1.0)], 2: [(3, 0.8, 1.0), (2, 0.1, -2.0)], 3: [(1, 0.3, -3.0), (2, 0.2, -3.0)]}
 
@@ -41,11 +42,11 @@ def published(spark: SparkSession, config: Config) -> None:
     events.append((2, 3, _day(0), "view", 1.0, DS))
     _write(spark, config, Role.EVENTS, events)
     _write(spark, config, Role.CANDIDATES, [(DS, user, rows) for user, rows in CANDIDATES.items()])
-    ranked = {
-        user: [(item, rank, score, logit, 0.0) for rank, (item, score, logit) in enumerate(rows, start=1)]
-        for user, rows in RANKED.items()
-    }
-    _write(spark, config, Role.SCORES, [(DS, user, rows, 1, "toy", "run-1") for user, rows in ranked.items()])
+    _publish(spark, config, RANKED, run_id="run-1")
+    items = spark.createDataFrame([(item,) for item in range(1, CATALOGUE + 1)], "item_id bigint")
+    items.coalesce(1).write.format("delta").save(config.table(Role.ITEMS).location)
+    users = spark.createDataFrame([(1, "A"), (2, "B"), (3, None)], "user_id bigint, age_group string")
+    users.coalesce(1).write.format("delta").save(config.table(Role.USERS).location)
 
 
 @pytest.mark.usefixtures("published")
@@ -106,6 +107,21 @@ def test_what_cannot_be_evaluated_is_said(job_args: list[str]) -> None:
     ):
         with pytest.raises(InputError, match=message):
             evaluate.main([*job_args, *OPTIONS, *options])
+
+
+def _publish(
+    spark: SparkSession, config: Config, ranked: dict[int, list[tuple[int, float, float]]], **where: str
+) -> None:
+    """Publish users' best, each (item, score, logit), to a target and ds."""
+    target, ds = where.get("target", "scores"), where.get("ds", DS)
+    rows = [
+        (ds, user, [(item, rank, score, logit, 0.0) for rank, (item, score, logit) in enumerate(best, start=1)],
+         1, "toy", where["run_id"])
+        for user, best in ranked.items()
+    ]  # fmt: skip
+    columns = written_columns(Role.SCORES, tasks=[task.name for task in config.labels.tasks])
+    df = spark.createDataFrame(rows, ", ".join(f"{name} {type_}" for name, type_ in columns.items()))
+    df.coalesce(1).write.format("delta").mode("append").save(config.table(Role.SCORES, target=target).location)
 
 
 def _day(days: int) -> dt.datetime:
