@@ -567,7 +567,9 @@ class EvaluationConfig(Section):
         known = ("ndcg", "recall", "mrr", "ndcg_of_retrieved", "recall_of_retrieved")
         match = _MEASURE_AT_K.fullmatch(self.promote_by)
         if match is None or match[1] not in known:
-            raise ValueError(f"promote_by is {self.promote_by!r}, expected METRIC@K with a metric of {', '.join(known)}")
+            raise ValueError(
+                f"promote_by is {self.promote_by!r}, expected METRIC@K with a metric of {', '.join(known)}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -93,7 +93,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = job_parser("evaluate.py", _DESCRIPTION)
     parser.add_argument("--target", default="scores", help="published table to evaluate (default: scores)")
     parser.add_argument("--against", metavar="TARGET", help="compare with what this table has of the ds instead")
-    parser.add_argument("--against-ds", metavar="YYYY-MM-DD", help="compare with this ds instead (of --against, if given)")
+    parser.add_argument(
+        "--against-ds", metavar="YYYY-MM-DD", help="compare with this ds instead (of --against, if given)"
+    )
     parser.add_argument(
         "--replace", action="store_true", help="replace metrics of the same publication that came out otherwise before"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -14,13 +14,23 @@ from gesr_core.metrics.user_sums import Plan, Users, sum_users
 from gesr_core.metrics.values import Sums, metrics_of
 
 _TYPES = {
-    **{"place": pa.int32(), "rank": pa.int32(), "score": pa.float64(), "logit": pa.float64(), "mask": pa.int64()},
-    **{"bought": pa.bool_(), "picked": pa.bool_(), "top": pa.bool_()},
-    **{"popularity": pa.float64(), "random": pa.float64()},
+    "place": pa.int32(),
+    "rank": pa.int32(),
+    "score": pa.float64(),
+    "logit": pa.float64(),
+    "bought": pa.bool_(),
+    "picked": pa.bool_(),
+    "top": pa.bool_(),
+    "popularity": pa.float64(),
+    "random": pa.float64(),
+    "mask": pa.int64(),
 }
-ROWS_TYPE = "user_id bigint, draw bigint, segments array<int>, item_id array<bigint>, place array<int>, rank array<int>, " + (
-    "score array<double>, logit array<double>, bought array<boolean>, picked array<boolean>, top array<boolean>, "
-    "popularity array<double>, random array<double>, mask array<bigint>"
+ROWS_TYPE = (
+    "user_id bigint, draw bigint, segments array<int>, item_id array<bigint>, place array<int>, rank array<int>, "
+    + (
+        "score array<double>, logit array<double>, bought array<boolean>, picked array<boolean>, top array<boolean>, "
+        "popularity array<double>, random array<double>, mask array<bigint>"
+    )
 )
 
 
@@ -41,7 +51,9 @@ class Pair:
     mask: int = 0
 
 
-def user_batch(users: Mapping[int, Sequence[Pair]], *, segments: Mapping[int, list[int]] | None = None) -> pa.RecordBatch:
+def user_batch(
+    users: Mapping[int, Sequence[Pair]], *, segments: Mapping[int, list[int]] | None = None
+) -> pa.RecordBatch:
     """Return the rows of users; each draws by its own id."""
     ordered = {user: sorted(pairs, key=lambda pair: pair.item_id) for user, pairs in users.items()}
     columns: dict[str, Any] = {
@@ -51,7 +63,7 @@ def user_batch(users: Mapping[int, Sequence[Pair]], *, segments: Mapping[int, li
         "item_id": pa.array([[p.item_id for p in pairs] for pairs in ordered.values()], pa.list_(pa.int64())),
     }
     for name in PAIR_COLUMNS:
-        values = [[asdict(pair)[name] for pair in pairs] for pairs in ordered.values()]
+        values = [[getattr(pair, name) for pair in pairs] for pairs in ordered.values()]
         columns[name] = pa.array(values, pa.list_(_TYPES[name]))
     return pa.RecordBatch.from_pydict(columns)
 
@@ -65,7 +77,7 @@ def plan(**changes: Any) -> Plan:
         "pair_segments": (),
         "without_top_item": False,
         "calibration_edges": (),
-        "auc_edges": {ordering: (0.0,) for ordering in ORDERINGS},
+        "auc_edges": dict.fromkeys(ORDERINGS, (0.0,)),
         "active_users": 1,
         "replicates": 50,
     }

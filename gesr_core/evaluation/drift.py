@@ -27,14 +27,18 @@ def measure_drift(scores: DataFrame, *, ds: str, days: Sequence[int]) -> list[Me
         psi = population_stability(ScoreDistribution.of(counts[other]), ScoreDistribution.of(counts[ds]))
         values = {"score_psi": psi, "score_ks": kolmogorov_smirnov(counts[other], counts[ds])}
         pairs = sum(counts[ds].values())
-        found += [Metric(MODEL, name, None, f"against:{other}", value, None, None, pairs) for name, value in values.items()]
+        found += [
+            Metric(MODEL, name, None, f"against:{other}", value, None, None, pairs) for name, value in values.items()
+        ]
     return found
 
 
 def score_counts(scores: DataFrame, dates: Sequence[str]) -> dict[str, dict[int, int]]:
     """Count the published pairs of each ds by the place of their score on the grid."""
     clamped = F.greatest(F.least(F.col(Col.SCORE), F.lit(LARGEST)), F.lit(-LARGEST))
-    pairs = scores.where(F.col(Col.DS).isin(list(dates))).select(Col.DS, F.explode(f"{Col.RANKED}.{Col.SCORE}").alias(Col.SCORE))
+    pairs = scores.where(F.col(Col.DS).isin(list(dates))).select(
+        Col.DS, F.explode(f"{Col.RANKED}.{Col.SCORE}").alias(Col.SCORE)
+    )
     counted = pairs.groupBy(Col.DS, F.floor(clamped * BINS_PER_UNIT).cast("int").alias("place")).count()
     found: dict[str, dict[int, int]] = {}
     for row in counted.where(F.col("place").isNotNull()).collect():

@@ -65,9 +65,9 @@ def _long(rows: DataFrame) -> DataFrame:
     pairs = with_candidates.select("segments", F.explode(F.arrays_zip(*fields)).alias("pair"))
     of = [F.struct(F.lit(name).alias(_ORDERING), values[name].alias("value")) for name in ORDERINGS]
     published = pairs.where(F.col("pair.rank").isNotNull())
-    return published.select("segments", "pair.bought", "pair.mask", "pair.top", F.explode(F.array(*of)).alias("of")).select(
-        "segments", "bought", "mask", "top", "of.*"
-    )
+    return published.select(
+        "segments", "pair.bought", "pair.mask", "pair.top", F.explode(F.array(*of)).alias("of")
+    ).select("segments", "bought", "mask", "top", "of.*")
 
 
 def _class_counts(name: str, left_in: Column) -> tuple[Column, Column]:

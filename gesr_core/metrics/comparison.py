@@ -54,8 +54,8 @@ class Comparison:
 
     - `truth`, `picked`: (user_id, item_id) of what was bought, and of what the late ranker took (None: not known).
     - `popularity`: (item_id, value) in users, of `active_users` in all; `catalogue_items`: how many items there are.
-    - `events`: (user_id, events): how many a user has; `attributes`: (user_id, user_<column>...). Both may be None where
-      no segment is declared that needs them.
+    - `events`: (user_id, events): how many a user has; `attributes`: (user_id, user_<column>...). Both may be None
+      where no segment is declared that needs them.
     """
 
     run_id: str
@@ -163,7 +163,8 @@ def prepared(
 
     try:
         published, truth = keep(published_pairs(comparison.scores, task=comparison.task)), keep(comparison.truth)
-        depth = published_k or _published_k(comparison.scores)
+        counted = _count_published(published)
+        depth = published_k or counted.depth
         popularity, declared = keep(comparison.popularity), settings.segments
         sources = sources_of(usable_candidates(comparison.candidates))
         segments = user_segments(
@@ -193,8 +194,8 @@ def prepared(
             user_segments=segments.names,
             pair_segments=_pair_segments(sources, declared.popularity),
             without_top_item=top is not None,
-            calibration_edges=_equal_mass(_counts(published, "logit"), bins=settings.calibration_bins),
-            auc_edges=_auc_edges(_counts(published, "score")),
+            calibration_edges=_equal_mass(counted.logits, bins=settings.calibration_bins),
+            auc_edges=_auc_edges(counted.scores),
             active_users=comparison.active_users,
             replicates=settings.replicates,
         )
@@ -210,7 +211,9 @@ def measure_coverage(measured: Measured, *, catalogue_items: int) -> Iterator[Me
     Of the model's ordering and of retrieval order, over all users and over those of each segment.
     """
     plan = measured.plan
-    segments = {ALL: F.lit(True)} | {name: F.array_contains("segments", F.lit(n)) for n, name in enumerate(plan.user_segments)}
+    segments = {ALL: F.lit(True)} | {
+        name: F.array_contains("segments", F.lit(n)) for n, name in enumerate(plan.user_segments)
+    }
     pairs = measured.rows.select("segments", F.explode(F.arrays_zip(Col.ITEM_ID, "rank", "place")).alias("pair"))
     columns = {
         (segment, ordering): f"{ordering}_{number}"
@@ -245,12 +248,13 @@ def _of_users(comparison: Comparison, users: DataFrame) -> Comparison:
 
 
 def _published_k(scores: DataFrame) -> int:
-    """Return the deepest place that is published: what stands below is not known."""
+    """Return the deepest place that is published."""
     return scores.agg(F.max(F.array_max(f"{Col.RANKED}.{Col.RANK}"))).collect()[0][0] or 0
 
 
 def _cuts(ks: Sequence[int], published_k: int) -> tuple[int, ...]:
     known = tuple(k for k in ks if k <= published_k)
+    # What stands below is not known.
     if not known:
         raise InputError(f"the best {published_k} are published, fewer than any of evaluation.ks {list(ks)}")
     return known
@@ -260,8 +264,8 @@ def _pair_segments(sources: Sequence[str], bands: Mapping[str, float]) -> tuple[
     names = [*(f"source:{source}" for source in sources), *(f"popularity:{band}" for band in band_names(list(bands)))]
     if len(names) > _MOST_PAIR_SEGMENTS:
         raise InputError(
-            f"candidates have {len(sources)} sources: with the bands of popularity that is {len(names)} segments of pairs, "
-            f"and at most {_MOST_PAIR_SEGMENTS} are kept apart"
+            f"candidates have {len(sources)} sources: with the bands of popularity that is {len(names)} segments of "
+            f"pairs, and at most {_MOST_PAIR_SEGMENTS} are kept apart"
         )
     return tuple(names)
 
@@ -274,16 +278,34 @@ def _thresholds(popularity: DataFrame, shares: Sequence[float]) -> list[float]:
     return band_thresholds({row["value"]: row["items"] for row in counted}, shares)
 
 
-def _counts(published: DataFrame, column: str) -> dict[int, int]:
-    """Count the published pairs on a grid of 1 / 64 of a value."""
-    clamped = F.greatest(F.least(F.col(column), F.lit(_LARGEST)), F.lit(-_LARGEST))
-    counted = published.groupBy(F.floor(clamped * _GRID).alias("bin")).agg(F.count(F.lit(1)).alias("pairs"))
-    return {row["bin"]: row["pairs"] for row in counted.collect() if row["bin"] is not None}
+@dataclass(frozen=True)
+class _Published:
+    """How many places are published, and the pairs counted on a grid of 1 / 64 of a score, and of a logit."""
+
+    depth: int
+    scores: Mapping[int, int]
+    logits: Mapping[int, int]
+
+
+def _count_published(published: DataFrame) -> _Published:
+    """Count the published pairs; one Spark job."""
+    places = []
+    for column in ("score", "logit"):
+        clamped = F.greatest(F.least(F.col(column), F.lit(_LARGEST)), F.lit(-_LARGEST))
+        places.append(F.struct(F.lit(column).alias("of"), F.floor(clamped * _GRID).alias("bin")))
+    placed = published.select("rank", F.explode(F.array(*places)).alias("place")).where(F.col("place.bin").isNotNull())
+    counted = placed.groupBy("place.of", "place.bin").agg(
+        F.count(F.lit(1)).alias("pairs"), F.max("rank").alias("depth")
+    )
+    rows = counted.collect()
+    scores, logits = ({row["bin"]: row["pairs"] for row in rows if row["of"] == of} for of in ("score", "logit"))
+    return _Published(max((row["depth"] for row in rows), default=0), scores, logits)
 
 
 def _equal_mass(counts: Mapping[int, int], *, bins: int) -> tuple[float, ...]:
     """Return the values that part what was counted into at most that many bins of about equal counts."""
-    total, seen, edges = sum(counts.values()), 0, []
+    edges: list[float] = []
+    total, seen = sum(counts.values()), 0
     for place in sorted(counts):
         if seen and seen * bins >= total * (len(edges) + 1):
             edges.append(place / _GRID)

@@ -101,15 +101,16 @@ def _band_number(events: Column, cut_points: Sequence[int], *, first: int) -> Co
 
 
 def _values(attributes: DataFrame, columns: Sequence[str]) -> dict[str, list[str]]:
-    """Return the values of each attribute, and UNKNOWN."""
-    sets = [F.collect_set(F.col(user_feature(column)).cast("string")).alias(column) for column in columns]
-    counts = [F.count_distinct(user_feature(column)).alias(column) for column in columns]
-    # The count first: a column of ids must not come to the driver.
-    for column, count in attributes.agg(*counts).collect()[0].asDict().items():
-        if count > MOST_VALUES:
+    """Return the values of each attribute, and UNKNOWN; one Spark job per attribute."""
+    found: dict[str, list[str]] = {}
+    for column in columns:
+        texts = attributes.select(F.col(user_feature(column)).cast("string").alias("value")).distinct()
+        # The limit first: a column of ids must not come to the driver.
+        values = {row["value"] for row in texts.limit(MOST_VALUES + 2).collect()} - {None}
+        if len(values) > MOST_VALUES:
             raise InputError(
-                f"evaluation.segments.user names {column!r}, which has {count:,} values in users; a segment is meant for "
-                f"at most {MOST_VALUES}: name a coarser column"
+                f"evaluation.segments.user names {column!r}, which has more than {MOST_VALUES} values in users, each "
+                "of which would be a segment: name a coarser column"
             )
-    found = attributes.agg(*sets).collect()[0].asDict()
-    return {column: sorted({*found[column], UNKNOWN}) for column in columns}
+        found[column] = sorted({*values, UNKNOWN})
+    return found

@@ -77,7 +77,8 @@ class Users:
     """The rows of a batch, flat; numbers are float64 and NaN where there is none.
 
     `place_P`: in retrieval order; `rank_P`: as published; `popularity_P`: users of the item; `mask_P`: segments of the
-    pair; `top_P`: it is the window's most bought item. `member_M`, `segment_M`: user (by row) and number of its segment.
+    pair; `top_P`: it is the window's most bought item. `member_M`, `segment_M`: user (its row) and number of a segment
+    of it.
     """
 
     hash_U: np.ndarray

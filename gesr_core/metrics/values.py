@@ -133,7 +133,8 @@ def _has_meaning(key: tuple[str, str], ratio: Ratio) -> bool:
 
 
 def _metric(key: tuple[str, str], metric: str, k: int | None, value_R: np.ndarray, users: int, n: int) -> Metric:
-    return Metric(key[1], metric, k, key[0], float(value_R[0]), *interval(value_R, users=users), n)
+    low, high = interval(value_R, users=users)
+    return Metric(key[1], metric, k, key[0], float(value_R[0]), low, high, n)
 
 
 def _auc(sums: Sums, key: tuple[str, str], auc: float, pairs: int) -> Metric:

@@ -129,8 +129,8 @@ def write_partitions(
         found = rival()
         if found is not None:
             raise AnotherRunWon(
-                f"{called or column} {found[0]} of {ref.role} was written by run {found[1].run_id} while run {run_id} worked; "
-                "this run changed nothing"
+                f"{called or column} {found[0]} of {ref.role} was written by run {found[1].run_id} while run {run_id} "
+                "worked; this run changed nothing"
             )
 
     def stands() -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from gesr_core.config import Config
 from gesr_core.errors import ConfigurationError, InputError
+from gesr_core.io.tables import table_version
 from gesr_core.names import Role
 from gesr_core.schema import written_columns
 from gesr_core.spark_settings import settings
@@ -92,6 +94,64 @@ def test_metrics_of_a_published_day_are_those_by_hand(
     printed = capsys.readouterr().out
     assert "without the window's most frequent positive item" in printed
     assert "NDCG and Recall over 2 users with a positive" in printed
+
+
+@pytest.mark.usefixtures("published")
+def test_segments_picks_drift_and_another_publication_stand_beside_one_another(
+    spark: SparkSession, config: Config, job_args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The late ranker took of user 1 what was published and what was not; of user 2 what was published.
+    picks = spark.createDataFrame([(DS, 1, 2), (DS, 1, 1), (DS, 2, 2)], "ds string, user_id bigint, shown bigint")
+    picks.coalesce(1).write.format("delta").save(str(tmp_path / "picks"))
+    taken = f"evaluation.ranker_picks={{location: {tmp_path / 'picks'}, columns: {{item_id: shown}}}}"
+    # A week before, the same pairs scored 10 higher; another model puts the pairs the other way round.
+    higher = {user: [(item, score + 10, logit) for item, score, logit in best] for user, best in RANKED.items()}
+    _publish(spark, config, higher, run_id="run-0", ds="2024-01-03")
+    turned = {user: [(item, -score, -logit) for item, score, logit in best[::-1]] for user, best in RANKED.items()}
+    _publish(spark, config, turned, run_id="run-2", target="scores_other")
+    options = [*job_args, *OPTIONS, "--set", taken, "--set", "evaluation.segments.history_length=[1, 2]"]
+    evaluate.main(options)
+    got = _metrics(spark, config)
+    expected = {
+        ("all", "model", "ranker_survival", 2): 2 / 3,
+        # Bought and retrieved were 1-2 and 2-2, both published.
+        ("all", "model", "survival", 2): 1.0,
+        ("all", "model", "survival_of_bought", 2): 2 / 3,
+        ("source:a", "model", "survival", 2): 1.0,
+        # Best of each: 2, 3 and 1; then 3, 2 and 2: of ten items.
+        ("all", "model", "catalogue_coverage", 1): 3 / 10,
+        ("user.age_group:A", "model", "recall", 1): 1 / 2,
+        ("user.age_group:B", "model", "recall", 1): 0.0,
+        # Only users 9, 8 and 7 had events before.
+        ("history_length:0", "model", "recall", 2): (1 / 2 + 1) / 2,
+        # Users 9 and 8 had item 1, 9 alone item 2, in the five days before; of item 3 nobody knew.
+        ("all", "model", "novelty", 1): (1 + 1 + 0) / 3,
+        ("against:2024-01-03", "model", "score_ks", None): 1.0,
+    }
+    assert {key: got[key] for key in expected} == pytest.approx(expected)
+    assert got["against:2024-01-03", "model", "score_psi", None] > 1
+    assert not [key for key in got if key[0] in ("history_length:1", "user.age_group:unknown") and key[2] == "recall"]
+
+    evaluate.main([*options, "--against", "scores_other"])
+    both = _metrics(spark, config)
+    assert {key: both[key] for key in got} == got
+    differences = {key[2:]: value for key, value in both.items() if key[:2] == ("all", "against:run-2")}
+    assert differences["recall_difference", 1] == pytest.approx((1 / 2 + 0) / 2 - (0 + 1) / 2)
+    assert differences["recall_difference", 2] == 0
+    assert differences["mrr_difference", 2] == pytest.approx((1 + 1 / 2) / 2 - (1 / 2 + 1) / 2)
+    version = table_version(spark, config.table(Role.METRICS))
+    evaluate.main([*options, "--against", "scores_other"])
+    assert table_version(spark, config.table(Role.METRICS)) == version
+    printed = capsys.readouterr().out
+    for text in ("scores against ds 2024-01-03", "history_length:0", "minus ds 2024-01-10, scores_other"):
+        assert text in printed
+
+
+def test_a_publication_is_not_compared_with_itself(job_args: list[str]) -> None:
+    with pytest.raises(ConfigurationError, match="--against scores is what is evaluated"):
+        evaluate.main([*job_args, *OPTIONS, "--against", "scores"])
+    with pytest.raises(ConfigurationError, match="'2024-1-3' is not a date"):
+        evaluate.main([*job_args, *OPTIONS, "--against-ds", "2024-1-3"])
 
 
 @pytest.mark.usefixtures("published")
