@@ -116,7 +116,9 @@ def test_the_calibration_curve_is_that_of_scikit_learn(world: World) -> None:
     p = 1 / (1 + np.exp(-world.logit_UI.ravel()))
     edges = np.quantile(p, np.linspace(0, 1, 11))[1:-1]
     values = ours(world, calibration_edges=tuple(np.log(edges / (1 - edges))))
-    observed, predicted = sklearn_calibration.calibration_curve(world.bought_UI.ravel(), p, n_bins=10, strategy="quantile")
+    observed, predicted = sklearn_calibration.calibration_curve(
+        world.bought_UI.ravel(), p, n_bins=10, strategy="quantile"
+    )
     assert [values["calibration_predicted", b] for b in range(1, 11)] == pytest.approx(list(predicted), abs=1e-9)
     assert [values["calibration_observed", b] for b in range(1, 11)] == pytest.approx(list(observed), abs=1e-9)
 
