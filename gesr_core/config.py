@@ -121,6 +121,8 @@ class StorageConfig(Section):
     checkpoints: str
     item_states: str
     training_sets: str
+    # Where report.py writes without --out; null: nowhere. A folder of the driver's.
+    reports: str | None = None
 
 
 class Feature(Section):
@@ -571,7 +573,7 @@ class Config(Section):
         keep_days = self.retention.replay_days
         return TableRef(role_name, location=_absolute(location), columns=dict(entry.columns), keep_days=keep_days)
 
-    def folder(self, name: Literal["checkpoints", "item_states", "training_sets"]) -> Path:
+    def folder(self, name: Literal["checkpoints", "item_states", "training_sets", "reports"]) -> Path:
         """An absolute folder of `storage`."""
         location = _absolute(f"{getattr(self.storage, name)}/")
         return _local_path(location) or Path(location)
