@@ -12,9 +12,12 @@ step 'training'               spark-submit jobs/train.py --ds "$ds"
 step 'item states'            spark-submit jobs/export_items.py --ds "$ds"
 step 'scores'                 spark-submit jobs/score_daily.py --ds "$ds" --env local
 step 'metrics'                spark-submit jobs/evaluate.py --ds "$ds"
+step 'report'                 spark-submit jobs/report.py --ds "$ds"
 
 echo "== all of it: $(($(date +%s) - started)) s"
 cat <<END
+
+The report of the day, to open in a browser: var/local/reports/scores_$ds.html
 
 Try next (after: source ${VIRTUAL_ENV:-.venv}/bin/activate):
   spark-submit jobs/score_daily.py --ds $ds --env local     ends at once: this day is published already
