@@ -26,7 +26,7 @@ TIMED = $(IN_ENV) sh bootstrap/timed.sh
 help:
 	@echo 'Scores every retrieved candidate of a day with an early-stage ranking model and publishes the best K per user.'
 	@echo
-	@echo '  make demo    from nothing to scored users: sample data, training, one scored day, metrics (DATA=$(DATA))'
+	@echo '  make demo    from nothing to scored users: sample data, training, one scored day, metrics, report (DATA=$(DATA))'
 	@echo '  make test    the checks, all tests, and the shorter pass in the other set of versions (constraints/petastorm.txt);'
 	@echo '               one of the two alone: make test-main, make test STACK=petastorm'
 	@echo '  make lint    the checks alone: ruff, mypy, import contracts, the documents and their links'

@@ -16,9 +16,12 @@ step 'training'               spark-submit jobs/train.py --env $env --ds "$ds"
 step 'item states'            spark-submit jobs/export_items.py --env $env --ds "$ds"
 step 'scores'                 spark-submit jobs/score_daily.py --env $env --ds "$ds"
 step 'metrics'                spark-submit jobs/evaluate.py --env $env --ds "$ds"
+step 'report'                 spark-submit jobs/report.py --env $env --ds "$ds"
 
 echo "== all of it: $(($(date +%s) - started)) s"
 cat <<END
+
+The report of the day, to open in a browser: var/$env/reports/scores_$ds.html
 
 Try next (after: source ${VIRTUAL_ENV:-.venv}/bin/activate):
   spark-submit jobs/score_daily.py --env $env --ds $ds     ends at once: this day is published already

@@ -131,6 +131,8 @@ class StorageConfig(Section):
     item_states: str
     # What jobs/train.py reads, as Parquet; may be deleted.
     training_sets: str
+    # Where report.py writes without --out; null: nowhere. A folder of the driver's.
+    reports: str | None = None
 
 
 class Feature(Section):
@@ -724,7 +726,7 @@ class Config(Section):
             return None
         return TableRef("evaluation.ranker_picks", _absolute(entry.location.rstrip("/")), dict(entry.columns))
 
-    def folder(self, name: Literal["checkpoints", "item_states", "training_sets"]) -> Path:
+    def folder(self, name: Literal["checkpoints", "item_states", "training_sets", "reports"]) -> Path:
         """An absolute folder of `storage`."""
         location = _absolute(f"{getattr(self.storage, name)}/")
         return _local_path(location) or Path(location)

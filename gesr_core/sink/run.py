@@ -240,6 +240,15 @@ def accepted_shards(rows: Sequence[LedgerRow], work: str, *, lost: Lost = frozen
     return accepted
 
 
+def not_judged(rows: Sequence[LedgerRow], gate: Mapping[str, Any]) -> Lost:
+    """Return the accepted attempts that an answer of the gate is not about; none where it does not name its attempts.
+
+    An earlier version's gate did not: then the first attempt of each shard was judged.
+    """
+    judged = {(shard, attempt) for attempt, shards in gate.get("attempts", {}).items() for shard in shards}
+    return frozenset((r.shard, r.attempt_id) for r in rows if judged and (r.shard, r.attempt_id) not in judged)
+
+
 def pin_table(
     df: DataFrame, *, location: str, version: int, table_id: str, known: PinnedTable | None = None
 ) -> PinnedTable:

@@ -17,7 +17,8 @@ VIOLATIONS = [
     ("gesr_core/join/broken.py", "from gesr_core import sink", "never import one another"),
     ("gesr_core/ops/broken.py", "import pyarrow", "ops and model know torch"),
     ("gesr_core/runtime/broken.py", "import delta", "runtime never imports pyspark or delta"),
-    ("gesr_core/metrics/broken.py", "import torch", "io, join, sink and metrics never import torch"),
+    ("gesr_core/metrics/broken.py", "import torch", "io, join, sink, metrics and report never import torch"),
+    ("gesr_core/report/broken.py", "from gesr_core import sink", "never import one another"),
     ("gesr_core/model/broken.py", "from gesr_core import config", "only model/build.py"),
 ]
 
