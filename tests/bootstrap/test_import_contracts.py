@@ -19,13 +19,16 @@ VIOLATIONS = [
     ("gesr_core/runtime/broken.py", "import delta", "runtime never imports pyspark or delta"),
     ("gesr_core/metrics/broken.py", "import torch", "io, join, sink and metrics never import torch"),
     ("gesr_core/model/broken.py", "from gesr_core import config", "only model/build.py"),
+    ("pipelines/airflow/days.py", "from gesr_core import dates", "pipelines import neither jobs, gesr_core"),
+    ("pipelines/airflow/jobs.py", "import pyspark", "pipelines import neither jobs, gesr_core"),
+    ("jobs/broken.py", "import pipelines", "gesr_core and jobs never import pipelines"),
 ]
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of what the contracts are about."""
-    for package in ("gesr_core", "jobs", "benchmarks"):
+    for package in ("gesr_core", "jobs", "benchmarks", "pipelines"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "setup.cfg", tmp_path)
     return tmp_path
