@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -111,7 +112,7 @@ def days_by_spark_submit() -> dict[str, Any]:
     bag = dags()
     daily = bag.dags["gesr_daily"]
     # they come while the first day waits for them
-    late = threading.Timer(6, write_candidates, args=[14, 16, 17, 18, 19, 20, 21, 22])
+    late = threading.Timer(6, write_candidates, args=[14, 16, 17, 18, 19, 20, 21, 22, 23])
     late.start()
     started_s = time.monotonic()
     write_candidates(13)
@@ -124,7 +125,19 @@ def days_by_spark_submit() -> dict[str, Any]:
     write_published("2001-02-15")
     played["evaluated"] = play(daily, day=22)
     played["weekly"] = play(bag.dags["gesr_weekly"], day=22)
+    daily = dags(job_timeout_h=8 / 3600).dags["gesr_daily"]
+    played["hung"] = play(daily, day=23, codes={"export_items": ["HANG"]})
+    played["still there"] = Path("/proc", (SCRATCH / "hung").read_text()).exists()
     return played
+
+
+def turns() -> list[bool]:
+    """Whether it is a run's turn while a run of an earlier day is under way, and when none is."""
+    sensor, found = dags().dags["gesr_daily"].get_task("wait_for_turn"), []
+    for earlier in (SimpleNamespace(run_id="earlier"), None):
+        ti = SimpleNamespace(get_previous_dagrun=lambda state, earlier=earlier: {"running": earlier}[state])
+        found.append(sensor.poke({"ti": ti}))
+    return found
 
 
 def days_by_the_provider() -> dict[str, Any]:
@@ -197,6 +210,7 @@ def main() -> None:
         "own settings": of_the_project(),
         "unsafe": dags(daily={"schedule": "0 2 * * *", "checkpoint": "gesr"}).import_errors,
         "spark_submit": days_by_spark_submit(),
+        "turns": turns(),
         "spark_operator": days_by_the_provider(),
         "databricks": {
             "good": on_databricks(None),

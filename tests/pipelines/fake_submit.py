@@ -1,6 +1,6 @@
 """Stands in for spark-submit: notes the command line in $FAKE_SCRATCH/commands, ends as $FAKE_SCRATCH/codes/<job> says.
 
-That file has one ending a line, of which the first is taken away: an exit code, or KILL for a SIGKILL. Without it: 0.
+That file has one ending a line, and the first is taken away: an exit code, KILL for a SIGKILL, or HANG. No file: 0.
 """
 
 import json
@@ -22,6 +22,9 @@ told.write_text("\n".join(endings))
 print(f"{job} works")
 if ending == "KILL":
     os.kill(os.getpid(), signal.SIGKILL)
+if ending == "HANG":
+    (scratch / "hung").write_text(str(os.getpid()))
+    time.sleep(600)
 if ending != "0":
     print(f"SomeError: the last line of {job}", file=sys.stderr)
 sys.exit(int(ending))

@@ -121,6 +121,17 @@ def test_a_failure_and_a_killed_process_are_tried_again(facts: dict[str, Any]) -
     assert given_up["tasks"]["score_daily"]["state"] == "upstream_failed"
 
 
+def test_a_job_that_hangs_is_ended_and_tried_again(facts: dict[str, Any]) -> None:
+    day = facts["spark_submit"]["hung"]
+    assert day["state"] == "success"
+    assert day["tasks"]["export_items"] == {"state": "success", "tries": 2}
+    assert not facts["spark_submit"]["still there"]
+
+
+def test_a_day_takes_its_turn_after_the_earlier_ones(facts: dict[str, Any]) -> None:
+    assert facts["turns"] == [False, True]
+
+
 def test_a_corrected_day_takes_its_runs_own_settings(facts: dict[str, Any]) -> None:
     commands = {command[0]: command[1:] for command in facts["spark_submit"]["corrected"]["commands"]}
     own = ["--set", "gate.max_unknown_share=0"]
