@@ -11,7 +11,7 @@ from typing import Any, Final
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.providers.databricks.operators.databricks import DatabricksRunNowOperator
 from airflow.providers.standard.hooks.subprocess import SubprocessHook
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import BaseOperator, Context, Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from pipelines.airflow import outcomes, tables
@@ -36,6 +36,32 @@ class Job:
     options: tuple[str, ...] = ()
     target: str | None = None
     corrects: bool = False
+
+
+# What a run may be started with.
+RUN_PARAMS: Final = {
+    "set": Param([], type="array", description="settings of this run alone, KEY=VALUE"),
+    "replace": Param(False, type="boolean", description="score and publish again what is published"),
+    "accept": Param([], type="array", description="bounds of the gate to overrule, on record"),
+}
+
+
+def shared(settings: Settings) -> dict[str, Any]:
+    """Return what both DAGs are."""
+    return {
+        "start_date": dt.datetime(2000, 1, 1, tzinfo=dt.timezone.utc),
+        # what was missed is made up for by a back-fill, on purpose and in order
+        "catchup": False,
+        "max_active_runs": 1,
+        "default_args": {
+            "retries": settings.retries,
+            "retry_delay": dt.timedelta(seconds=settings.retry_delay_s),
+            "retry_exponential_backoff": True,
+            "max_retry_delay": dt.timedelta(hours=1),
+        },
+        "params": RUN_PARAMS,
+        "tags": ["gesr"],
+    }
 
 
 def arguments(job: Job, settings: Settings, *, ds: str, params: Mapping[str, Any]) -> list[str]:
@@ -144,10 +170,6 @@ class RunOnDatabricks(DatabricksRunNowOperator):
             super().execute(context)
         except Exception as err:
             outcomes.explain(err, refusal=_refusal(self.job, self.settings, ds_of(self.job, context)))
-
-
-# What a run may be started with, and what it is without.
-RUN_PARAMS: Final[Mapping[str, Any]] = {"set": [], "replace": False, "accept": []}
 
 
 def _refusal(job: Job, settings: Settings, ds: str) -> str | None:

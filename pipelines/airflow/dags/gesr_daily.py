@@ -7,18 +7,40 @@ from __future__ import annotations
 
 import datetime as dt
 
-from airflow.sdk import DAG, Asset, Context, CronTriggerTimetable, Param
+from airflow.sdk import DAG, Asset, Context, CronTriggerTimetable, chain
 
 from pipelines.airflow.days import scored_ds
-from pipelines.airflow.jobs import RUN_PARAMS, Job, run, skip_unpublished
+from pipelines.airflow.jobs import Job, run, shared, skip_unpublished
 from pipelines.airflow.sensors import WaitForCandidates, WaitForTurn
-from pipelines.airflow.settings import load_settings
+from pipelines.airflow.settings import Settings, load_settings
 
-SETTINGS = load_settings()
 SCORES = Asset("scores")
 
-CHECKPOINT = ("--checkpoint", SETTINGS.daily["checkpoint"])
-EVALUATED = Job("evaluate", days_back=SETTINGS.label_window_days)
+
+def daily(settings: Settings) -> DAG:
+    """Return the DAG."""
+    bundle_job, checkpoint = settings.databricks_jobs["daily"], ("--checkpoint", settings.daily["checkpoint"])
+    scored = Job("score_daily", options=checkpoint, target="scores", corrects=True)
+    measured = Job("evaluate", days_back=settings.label_window_days)
+    # A run of an earlier day may itself wait for its candidates that long.
+    longest = dt.timedelta(hours=settings.candidates_timeout_h + 24)
+    with DAG(
+        "gesr_daily",
+        description="Scores the candidates of a day and publishes the best K per user",
+        schedule=CronTriggerTimetable(settings.daily["schedule"], timezone="UTC"),
+        dagrun_timeout=longest,
+        doc_md=__doc__,
+        **shared(settings),
+    ) as dag:
+        chain(
+            WaitForCandidates(task_id="wait_for_candidates", settings=settings, retries=0),
+            WaitForTurn(task_id="wait_for_turn", poke_interval=settings.poll_s, timeout=longest, retries=0),
+            run(Job("update_histories"), settings, bundle_job=bundle_job, max_active_tis_per_dag=1),
+            run(Job("export_items", options=checkpoint), settings, bundle_job=bundle_job),
+            run(scored, settings, bundle_job=bundle_job, outlets=[SCORES], post_execute=name_ds),
+            run(measured, settings, bundle_job=bundle_job, pre_execute=skip_unpublished(measured, settings)),
+        )
+    return dag
 
 
 def name_ds(context: Context, result: object = None) -> None:
@@ -26,45 +48,4 @@ def name_ds(context: Context, result: object = None) -> None:
     context["outlet_events"][SCORES].extra = {"ds": scored_ds(context["dag_run"].logical_date)}
 
 
-with DAG(
-    "gesr_daily",
-    description="Scores the candidates of a day and publishes the best K per user",
-    schedule=CronTriggerTimetable(SETTINGS.daily["schedule"], timezone="UTC"),
-    start_date=dt.datetime(2000, 1, 1, tzinfo=dt.timezone.utc),
-    # a missed night is made up for by a back-fill, on purpose and in order
-    catchup=False,
-    max_active_runs=1,
-    dagrun_timeout=dt.timedelta(hours=SETTINGS.candidates_timeout_h + 24),
-    default_args={
-        "retries": SETTINGS.retries,
-        "retry_delay": dt.timedelta(seconds=SETTINGS.retry_delay_s),
-        "retry_exponential_backoff": True,
-        "max_retry_delay": dt.timedelta(hours=1),
-    },
-    params={
-        "set": Param(RUN_PARAMS["set"], type="array", description="settings of this run alone, KEY=VALUE"),
-        "replace": Param(RUN_PARAMS["replace"], type="boolean", description="score and publish again a published ds"),
-        "accept": Param(RUN_PARAMS["accept"], type="array", description="bounds of the gate to overrule, on record"),
-    },
-    tags=["gesr"],
-    doc_md=__doc__,
-) as dag:
-    jobs = [
-        run(Job("update_histories"), SETTINGS, bundle_job=SETTINGS.databricks_jobs["daily"],
-            max_active_tis_per_dag=1),
-        run(Job("export_items", options=CHECKPOINT), SETTINGS,
-            bundle_job=SETTINGS.databricks_jobs["daily"]),
-        run(Job("score_daily", options=CHECKPOINT, target="scores", corrects=True), SETTINGS,
-            bundle_job=SETTINGS.databricks_jobs["daily"], outlets=[SCORES], post_execute=name_ds),
-        run(EVALUATED, SETTINGS, bundle_job=SETTINGS.databricks_jobs["daily"],
-            pre_execute=skip_unpublished(EVALUATED, SETTINGS)),
-    ]  # fmt: skip
-    histories, items, scores, metrics = jobs
-    waits = WaitForCandidates(task_id="wait_for_candidates", settings=SETTINGS, retries=0)
-    turn = WaitForTurn(
-        task_id="wait_for_turn",
-        poke_interval=SETTINGS.poll_s,
-        timeout=dt.timedelta(hours=SETTINGS.candidates_timeout_h + 24),
-        retries=0,
-    )
-    waits >> turn >> histories >> items >> scores >> metrics
+daily(load_settings())
