@@ -13,6 +13,7 @@ STACK ?= main
 ACTIVE := $(patsubst %/pyvenv.cfg,%,$(wildcard $(VIRTUAL_ENV)/pyvenv.cfg))
 MAIN_ENV := $(or $(filter-out %/.venv-petastorm,$(ACTIVE)),$(CURDIR)/.venv)
 PETASTORM_ENV := $(CURDIR)/.venv-petastorm
+AIRFLOW_ENV := $(CURDIR)/.venv-airflow
 ENV := $(if $(filter petastorm,$(STACK)),$(PETASTORM_ENV),$(MAIN_ENV))
 
 SETUP = ENV="$(ENV)" sh bootstrap/python.sh -m bootstrap.env --stack $(STACK) --env "$(ENV)"
@@ -21,7 +22,7 @@ IN_ENV = env -u SPARK_HOME -u SPARK_CONF_DIR VIRTUAL_ENV="$(ENV)" PATH="$(ENV)/b
 TIMED = $(IN_ENV) sh bootstrap/timed.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-main test-petastorm lint docs clean
+.PHONY: help env airflow airflow-up demo test test-main test-petastorm lint docs clean
 
 help:
 	@echo 'Scores every retrieved candidate of a day with an early-stage ranking model and publishes the best K per user.'
@@ -32,6 +33,7 @@ help:
 	@echo '  make lint    the checks alone: ruff, mypy, import contracts, the documents and their links'
 	@echo '  make docs    the documents as a site: var/docs/index.html'
 	@echo '  make env     the environment alone; then: source .venv/bin/activate   (STACK=petastorm: .venv-petastorm)'
+	@echo '  make airflow the environment of the DAGs alone (.venv-airflow); make airflow-up starts an Airflow in it, to look at them'
 	@echo '  make clean   takes away the environments and all that set-up and local runs wrote'
 	@echo
 	@echo 'Needs git, make and a Python from 3.10 on; brings the rest. An active virtual environment, and a torch in it, are used'
@@ -39,6 +41,12 @@ help:
 
 env:
 	@$(SETUP)
+
+airflow:
+	@ENV="$(AIRFLOW_ENV)" sh bootstrap/python.sh -m bootstrap.airflow --env "$(AIRFLOW_ENV)"
+
+airflow-up: airflow
+	@ENV="$(AIRFLOW_ENV)" sh pipelines/airflow/run.sh
 
 demo: env
 	@$(IN_ENV) sh bootstrap/demo.sh $(DATA) $(DS)
@@ -69,4 +77,4 @@ docs: env
 	@$(TIMED) 'documents' sh bootstrap/docs.sh
 
 clean:
-	rm -rf .venv .venv-petastorm var build spark-warehouse metastore_db derby.log *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-petastorm .venv-airflow var build spark-warehouse metastore_db derby.log *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

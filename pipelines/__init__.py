@@ -1,0 +1,1 @@
+"""Orchestration only: when the jobs run, in what order, and what happens when one fails. Knows jobs by name alone."""

@@ -1,0 +1,1 @@
+"""What Airflow reads: one file a schedule."""
