@@ -41,6 +41,7 @@ def toy_overrides(root: Path, *extra: str) -> list[str]:
     return [
         f"tables.root={root}",
         f"storage={{checkpoints: {root}/checkpoints, item_states: {root}/states, training_sets: {root}/training}}",
+        f"storage.reports={root}/reports",
         "scoring.shards=6",
         "scoring.shards_per_wave=2",
         "scoring.top_k=5",

@@ -15,6 +15,7 @@ from typing import Any, Final
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import NullFormatter
 
 from gesr_core.report.facts import STAGES, MetricRow, RunBeside, Scores, Shard, Took
 from gesr_core.report.metric_tables import (
@@ -134,13 +135,13 @@ def score_distributions(found: Sequence[Scores]) -> Figure | None:
             same = scores.checkpoint_id == own.checkpoint_id
             style = "-" if same else ":"
             label = scores.ds if same else f"{scores.ds} (other model)"
-            strength = 0.25 + 0.5 * (number + 1) / len(former)
+            strength = 0.4 + 0.5 * (number + 1) / len(former)
             axis.plot(scores.edges, _below(scores), style, color=_SERIES[2], alpha=strength, linewidth=1.2, label=label)
         axis.plot(own.edges, _below(own), "-o", color=_SERIES[0], markersize=3, linewidth=2, label=f"{own.ds} (this)")
         axis.set_ylim(0, 1)
         axis.set_xlabel("score (no unit: the order within a user is by it)")
         axis.set_ylabel("share of ranked pairs below")
-        axis.legend(loc="upper left")
+        _legend(axis)
 
     middle = own.edges[len(own.edges) // 2]
     alt = (
@@ -178,9 +179,13 @@ def calibration(rows: Sequence[MetricRow]) -> Figure | None:
         if logarithmic:
             axis.set_xscale("log")
             axis.set_yscale("log")
+            for of in (axis.xaxis, axis.yaxis):
+                # Powers of ten would be formulas.
+                of.set_major_formatter(lambda value, _: f"{value:g}")
+                of.set_minor_formatter(NullFormatter())
         axis.set_xlabel("predicted rate of positives, mean of the bin")
         axis.set_ylabel("observed rate of positives")
-        axis.legend(loc="upper left")
+        _legend(axis)
 
     told = "; ".join(f"{p:.3g} predicted, {o:.3g} observed" for p, o in zip(predicted, observed, strict=True))
     return _figure("calibration", "Calibration of the published pairs", f"Points by bin: {told}.", draw)
@@ -206,7 +211,7 @@ def by_ordering(rows: Sequence[MetricRow]) -> Figure | None:
         axis.set_ylim(bottom=0)
         axis.set_xlabel("metric and cut (places)")
         axis.set_ylabel(f"{head[0]} (0 to 1, mean of users)" if head[0] in ("ndcg", "recall", "mrr") else head[0])
-        axis.legend(loc="best")
+        _legend(axis)
 
     told = ", ".join(f"{name} {values[name, head].value:.4f}" for name in names if (name, head) in values)
     alt = f"Points with 95 % intervals by ordering: {head_name(head)} is {told}."
@@ -235,7 +240,7 @@ def by_segment(rows: Sequence[MetricRow]) -> Figure | None:
         axis.set_xlim(left=0)
         axis.set_ylabel("segment")
         axis.set_xlabel(f"{head_name(head)}, with its 95 % interval")
-        axis.legend(loc="best")
+        _legend(axis)
 
     told = ", ".join(f"{name} {values[MODEL, name].value:.4f}" for name in shown)
     more = f"; {left_out} more segments stand in the tables alone" if left_out else ""
@@ -274,6 +279,12 @@ def runs(rows: Sequence[MetricRow], beside: Sequence[RunBeside]) -> Figure | Non
 def run_name(run: RunBeside) -> str:
     """Name a publication: its model and target, or its run id where the ledger does not know it."""
     return run.run_id if run.target is None else f"{run.model} in {run.target} ({run.run_id[:6]})"
+
+
+def _legend(axis: Axes) -> None:
+    """Name what is drawn below the axes, where it hides nothing."""
+    handles, labels = axis.get_legend_handles_labels()
+    axis.figure.legend(handles, labels, loc="outside lower center", ncols=2)
 
 
 def _shortened(name: str) -> str:

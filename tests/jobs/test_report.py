@@ -55,11 +55,13 @@ def section(page: str, name: str) -> str:
 
 
 def test_a_day_that_is_not_evaluated_has_a_page_that_says_so(
-    toy: Toy, spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy: Toy, spark: SparkSession, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = written(toy, tmp_path / "deep/page.html")
-    assert capsys.readouterr().out.strip().endswith(f"report: {tmp_path / 'deep/page.html'}")
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["page.html"]
+    report.main(toy.args())
+    [file] = (toy.root / "reports").iterdir()
+    assert file.name == f"scores_{DS}.html"
+    assert capsys.readouterr().out.strip().endswith(f"report: {file}")
+    page = file.read_text(encoding="utf-8")
     [run_id] = {row["run_id"] for row in read_table(spark, toy.config.table(Role.SCORES)).select("run_id").collect()}
     assert f"Generation 1, run <code>{run_id}</code>" in page
     assert "candidates 0 24" in section(page, "run")

@@ -112,6 +112,7 @@ def test_every_figure_has_a_title_axis_labels_and_words(whole: str) -> None:
             assert label in page.text, (name, label)
         assert "currentcolor" in body.lower()
         assert not re.search(r"#0102\d\d", body), "a stand-in colour was left"
+        assert "mathdefault" not in body, "a tick is a formula"
 
 
 def test_every_table_scrolls_by_itself(whole: str) -> None:
