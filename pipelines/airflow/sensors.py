@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from airflow.sdk import BaseOperator, BaseSensorOperator, Context
+from airflow.sdk.exceptions import AirflowFailException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from pipelines.airflow.days import scored_ds
@@ -16,40 +17,57 @@ from pipelines.airflow.tables import has_ds
 
 
 class WaitForCandidates(BaseOperator):
-    """Ends when `candidates` holds the run's `ds`; waits in the triggerer, where many waits cost one process."""
+    """Ends when `candidates` holds the run's `ds`; waits in the triggerer, where many waits cost one process.
+
+    Looks itself first: an event that comes at once may overtake the scheduler, which then takes the task for lost
+    ("finished with state success, but the task instance's state attribute is queued": seen, on a busy machine).
+    """
 
     def __init__(self, *, settings: Settings, **options: Any) -> None:
         super().__init__(**options)
         self.settings = settings
 
     def execute(self, context: Context) -> None:
-        ds, location = scored_ds(context["dag_run"].logical_date), self.settings.table("candidates")
+        try:
+            ds = scored_ds(context["dag_run"].logical_date)
+        except ValueError as err:
+            raise AirflowFailException(str(err)) from err
+        location = self.settings.table("candidates")
+        if has_ds(location, ds):
+            self.found(context, ds)
+            return
         self.log.info("waiting for ds %s of %s", ds, location)
-        self.defer(
-            trigger=CandidatesTrigger(location=location, ds=ds, poll_s=self.settings.poll_s),
-            method_name="found",
-            timeout=dt.timedelta(hours=self.settings.candidates_timeout_h),
-        )
+        wait_s = self.settings.candidates_timeout_h * 3600
+        trigger = CandidatesTrigger(location=location, ds=ds, poll_s=self.settings.poll_s, wait_s=wait_s)
+        self.defer(trigger=trigger, method_name="found")
 
-    def found(self, context: Context, event: str) -> None:
+    def found(self, context: Context, event: str | None) -> None:
+        if event is None:
+            hours = self.settings.candidates_timeout_h
+            raise AirflowFailException(f"no candidates within {hours:g} h in {self.settings.table('candidates')}")
         self.log.info("candidates hold ds %s", event)
 
 
 class CandidatesTrigger(BaseTrigger):
-    """Looks into the table every `poll_s` seconds, in a thread: the triggerer's loop must not wait for storage."""
+    """Looks into the table every `poll_s` seconds, in a thread: the triggerer's loop must not wait for storage.
 
-    def __init__(self, *, location: str, ds: str, poll_s: float) -> None:
+    Its event is the `ds`; None after `wait_s` seconds without it.
+    """
+
+    def __init__(self, *, location: str, ds: str, poll_s: float, wait_s: float) -> None:
         super().__init__()
-        self.location, self.ds, self.poll_s = location, ds, poll_s
+        self.location, self.ds, self.poll_s, self.wait_s = location, ds, poll_s, wait_s
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        values = {"location": self.location, "ds": self.ds, "poll_s": self.poll_s}
+        values = {"location": self.location, "ds": self.ds, "poll_s": self.poll_s, "wait_s": self.wait_s}
         return "pipelines.airflow.sensors.CandidatesTrigger", values
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        while not await asyncio.to_thread(has_ds, self.location, self.ds):
+        deadline, found = time.monotonic() + self.wait_s, False
+        while not found and time.monotonic() < deadline:
             await asyncio.sleep(self.poll_s)
-        yield TriggerEvent(self.ds)
+            found = await asyncio.to_thread(has_ds, self.location, self.ds)
+        yield TriggerEvent(self.ds if found else None)
 
 
 class WaitForTurn(BaseSensorOperator):

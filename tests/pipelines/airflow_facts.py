@@ -125,6 +125,7 @@ def days_by_spark_submit() -> dict[str, Any]:
     write_published("2001-02-15")
     played["evaluated"] = play(daily, day=22)
     played["weekly"] = play(bag.dags["gesr_weekly"], day=22)
+    played["missed"] = play(dags(candidates_timeout_h=1 / 3600).dags["gesr_daily"], day=28)
     daily = dags(job_timeout_h=8 / 3600).dags["gesr_daily"]
     played["hung"] = play(daily, day=23, codes={"export_items": ["HANG"]})
     played["still there"] = Path("/proc", (SCRATCH / "hung").read_text()).exists()

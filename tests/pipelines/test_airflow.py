@@ -69,13 +69,11 @@ def test_tasks_run_one_after_the_other(facts: dict[str, Any], dag: str, order: l
     assert (found["timetable"], found["catchup"], found["max_active_runs"]) == ("CronTriggerTimetable", False, 1)
 
 
-def test_jobs_are_retried_with_growing_waits_and_time_out_and_waits_are_not_retried(facts: dict[str, Any]) -> None:
+def test_tasks_are_retried_with_growing_waits_and_jobs_time_out(facts: dict[str, Any]) -> None:
     for found in facts["structure"].values():
         for name, task in found["tasks"].items():
-            if name.startswith("wait"):
-                assert task["retries"] == 0, name
-            else:
-                assert (task["retries"], task["exponential"]) == (2, True), name
+            assert (task["retries"], task["exponential"]) == (2, True), name
+            if not name.startswith("wait"):
                 assert task["timeout_s"] == (12 if name == "train" else 4) * 3600, name
     daily = facts["structure"]["gesr_daily"]["tasks"]
     assert daily["update_histories"]["at_a_time"] == 1
@@ -130,6 +128,13 @@ def test_a_job_that_hangs_is_ended_and_tried_again(facts: dict[str, Any]) -> Non
 
 def test_a_day_takes_its_turn_after_the_earlier_ones(facts: dict[str, Any]) -> None:
     assert facts["turns"] == [False, True]
+
+
+def test_candidates_that_never_come_fail_the_day_once(facts: dict[str, Any]) -> None:
+    day = facts["spark_submit"]["missed"]
+    assert day["state"] == "failed"
+    assert day["tasks"]["wait_for_candidates"] == {"state": "failed", "tries": 1}
+    assert day["commands"] == []
 
 
 def test_a_corrected_day_takes_its_runs_own_settings(facts: dict[str, Any]) -> None:

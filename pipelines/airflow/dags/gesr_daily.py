@@ -33,8 +33,8 @@ def daily(settings: Settings) -> DAG:
         **shared(settings),
     ) as dag:
         chain(
-            WaitForCandidates(task_id="wait_for_candidates", settings=settings, retries=0),
-            WaitForTurn(task_id="wait_for_turn", poke_interval=settings.poll_s, timeout=longest, retries=0),
+            WaitForCandidates(task_id="wait_for_candidates", settings=settings),
+            WaitForTurn(task_id="wait_for_turn", poke_interval=settings.poll_s, timeout=longest),
             run(Job("update_histories"), settings, bundle_job=bundle_job, max_active_tis_per_dag=1),
             run(Job("export_items", options=checkpoint), settings, bundle_job=bundle_job),
             run(scored, settings, bundle_job=bundle_job, outlets=[SCORES], post_execute=name_ds),

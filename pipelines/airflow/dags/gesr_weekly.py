@@ -40,7 +40,7 @@ def weekly(settings: Settings, *, schedule: str, model: str) -> DAG:
     ) as dag:
         chain(
             run(trained, settings, bundle_job=bundle_job, execution_timeout=training_timeout),
-            WaitForDaily(task_id="wait_for_daily", poke_interval=settings.poll_s, timeout=a_day, retries=0),
+            WaitForDaily(task_id="wait_for_daily", poke_interval=settings.poll_s, timeout=a_day),
             *(run(job, settings, bundle_job=bundle_job) for job in judged),
         )
     return dag
