@@ -637,13 +637,15 @@ class EvaluationConfig(Section):
     segments: SegmentsConfig
     # How often users are drawn anew for the intervals.
     replicates: Annotated[int, Field(ge=20)]
+    # Of the calibration curve.
     calibration_bins: Annotated[int, Field(ge=2)]
     # Scores are compared with those of the ds so many days before, where they are published.
     drift_days: list[Annotated[int, Field(gt=0)]]
     # A table (ds, user_id, item_id) of what the late ranker took of the published; null: not measured.
     ranker_picks: TableConfig | None = None
-    # What promote.py decides by: a metric, its cut, and the segment.
+    # What promote.py decides by: a metric and its cut.
     promote_by: str
+    # The segment that it decides on.
     promote_segment: str
 
     @property
