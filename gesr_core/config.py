@@ -518,6 +518,31 @@ class RetentionConfig(Section):
         return self
 
 
+class SegmentsConfig(Section):
+    """Parts of the users and of the pairs, of which every metric is measured as well."""
+
+    # Where a new band of history lengths (events before the request time) begins: [1, 10] gives 0, 1-9, 10+.
+    history_length: list[Annotated[int, Field(gt=0)]] = []
+    # A segment per retrieval source.
+    source: bool = False
+    # Bands of items, from the most popular on: the share of all popularity that a band ends at; the rest is `tail`.
+    popularity: dict[Identifier, Annotated[float, Field(gt=0, lt=1)]] = {}
+    # Columns of `users`; a segment per value.
+    user: list[Identifier] = []
+
+    @model_validator(mode="after")
+    def _ascend(self) -> SegmentsConfig:
+        for key, values in (("history_length", self.history_length), ("popularity", [*self.popularity.values()])):
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"evaluation.segments.{key}: {list(values)} do not ascend")
+        if "tail" in self.popularity:
+            raise ValueError("evaluation.segments.popularity: `tail` is what is left after the other bands")
+        return self
+
+
+_MEASURE_AT_K = re.compile(r"([a-z_]+)@([1-9][0-9]*)")
+
+
 class EvaluationConfig(Section):
     """Offline metrics of a published `ds`."""
 
@@ -526,6 +551,39 @@ class EvaluationConfig(Section):
     seed: int
     # Repeat every metric without the most bought item of the label window (a promotion can rule a week).
     without_top_item: bool
+    segments: SegmentsConfig
+    # How often users are drawn anew for the intervals.
+    replicates: Annotated[int, Field(ge=20)]
+    calibration_bins: Annotated[int, Field(ge=2)]
+    # Scores are compared with those of the ds so many days before, where they are published.
+    drift_days: list[Annotated[int, Field(gt=0)]]
+    # A table (ds, user_id, item_id) of what the late ranker took of the published; null: not measured.
+    ranker_picks: TableConfig | None = None
+    # What promote.py decides by: a metric, its cut, and the segment.
+    promote_by: str
+    promote_segment: str
+
+    @property
+    def promotion_metric(self) -> tuple[str, int]:
+        """The metric and the cut that `promote_by` names."""
+        metric, _, k = self.promote_by.partition("@")
+        return metric, int(k)
+
+    @model_validator(mode="after")
+    def _promotes_by_what_is_measured(self) -> EvaluationConfig:
+        known = ("ndcg", "recall", "mrr", "ndcg_of_retrieved", "recall_of_retrieved")
+        match = _MEASURE_AT_K.fullmatch(self.promote_by)
+        if match is None or match[1] not in known:
+            raise ValueError(
+                f"promote_by is {self.promote_by!r}, expected METRIC@K with a metric of {', '.join(known)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _picks_are_somewhere(self) -> EvaluationConfig:
+        if self.ranker_picks is not None and self.ranker_picks.location is None:
+            raise ValueError("ranker_picks has no location")
+        return self
 
 
 class Config(Section):
@@ -577,6 +635,13 @@ class Config(Section):
             role_name, location = target, f"{head}{separator}{target}"
         keep_days = self.retention.replay_days
         return TableRef(role_name, location=_absolute(location), columns=dict(entry.columns), keep_days=keep_days)
+
+    def ranker_picks(self) -> TableRef | None:
+        """The table of what the late ranker took, where one is named."""
+        entry = self.evaluation.ranker_picks
+        if entry is None or entry.location is None:
+            return None
+        return TableRef("evaluation.ranker_picks", _absolute(entry.location.rstrip("/")), dict(entry.columns))
 
     def folder(self, name: Literal["checkpoints", "item_states", "training_sets"]) -> Path:
         """An absolute folder of `storage`."""
