@@ -62,7 +62,7 @@ def set_up(env: Path) -> None:
         create_env(env, STACK)
     check_env(env, STACK)
     python = python_of(env)
-    command = [find_uv(env, STACKS["main"]), "pip", "install", "--python", python, "-r", REQUIREMENTS]
+    command: list[str | Path] = [find_uv(env, STACKS["main"]), "pip", "install", "--python", python, "-r", REQUIREMENTS]
     uv_env = uv_environment(os.environ, pip_settings(python))
     run_logged(command, log=STACK.log("uv"), what="installing Airflow", remedy=REMEDY, env=uv_env)
     (env / STAMP).write_text(wanted(), encoding="utf-8")

@@ -154,7 +154,8 @@ class Workspace:
     """A Databricks that knows one job and ends each run of it as it is told."""
 
     def __init__(self, error: str | None) -> None:
-        self.error, self.asked = error, []
+        self.error = error
+        self.asked: list[Any] = []
 
     def find_job_id_by_name(self, name: str) -> int:
         return {"gesr_daily": 7}[name]
