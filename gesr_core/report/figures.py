@@ -15,7 +15,7 @@ from typing import Any, Final
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from gesr_core.report.facts import STAGES, MetricRow, RunBeside, Scores, Shard, Took
 from gesr_core.report.metric_tables import (
@@ -37,7 +37,7 @@ _COLOURS: Final = {
     _FAINT: "var(--faint)",
     **{colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)},
 }
-_STYLE: Final = {
+_STYLE: Final[Mapping[Any, Any]] = {
     # Letters stay letters: to be searched, and in the page's own font.
     "svg.fonttype": "none",
     "font.size": 9,
@@ -112,7 +112,7 @@ def shards(found: Sequence[Shard]) -> Figure | None:
             axis.grid(axis="x", visible=False)
         axes[0].set_title(title)
         axes[1].set_xlabel("shard (number)")
-        axes[1].xaxis.get_major_locator().set_params(integer=True)
+        axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
         svg = _svg(canvas)
     alt = (
         f"Two rows of bars over {len(found)} shards: pairs from {min(pairs):,} to {max(pairs):,}, "

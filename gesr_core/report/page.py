@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -57,7 +58,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "count": lambda number: f"{number:,}",
         "number": _number,
         "seconds": lambda seconds: f"{seconds:,.1f} s",
@@ -65,6 +66,7 @@ def _environment() -> Environment:
         "time": _time,
         "head": head_name,
     }
+    environment.filters |= filters
     environment.globals["svg"] = _svg
     return environment
 
