@@ -89,7 +89,7 @@ def _commands(report: Report) -> dict[str, str]:
 
 def _number(value: float) -> str:
     """Four decimals of what is about one, four digits of the rest."""
-    return f"{value:.4f}" if 0.001 <= abs(value) < 10 or value == 0 else f"{value:.4g}"
+    return f"{value:.4f}" if 0.0001 <= abs(value) < 10 or value == 0 else f"{value:.4g}"
 
 
 def _time(when: dt.datetime | None) -> str:
