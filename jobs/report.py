@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     config = job_config(args)
     out, render = _out(config, args), _renderer()
     with open_session(f"report {args.ds}", spark_keys=config.spark) as spark:
-        report = read_report(spark, config, ds=args.ds, target=args.target)
+        report = read_report(spark, config, ds=args.ds, target=args.target, env=args.env)
     _write(render(report), out)
     print(f"report: {out}", flush=True)
 

@@ -47,6 +47,7 @@ def made_up_report() -> Report:
     return Report(
         ds=DS,
         target="scores",
+        env="prod",
         made_at=NOON,
         run=_run(),
         counts={"users": 60, "candidates_in": 6200, "candidates_scored": 6000, "candidates_rejected": 200},

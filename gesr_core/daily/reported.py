@@ -40,8 +40,8 @@ from gesr_core.sink.run import JOB, Pins, Publication, read_publication
 _FORMER_DAYS: Final = 7
 
 
-def read_report(spark: SparkSession, config: Config, *, ds: str, target: str) -> Report:
-    """Read everything that the page shows.
+def read_report(spark: SparkSession, config: Config, *, ds: str, target: str, env: str) -> Report:
+    """Read everything that the page shows; `env` is the configuration's name, for the commands on it.
 
     Raises:
         InputError: the target holds nothing of the `ds`, the ledger does not know the run, or `events` cannot be read.
@@ -58,6 +58,7 @@ def read_report(spark: SparkSession, config: Config, *, ds: str, target: str) ->
     return Report(
         ds=ds,
         target=target,
+        env=env,
         made_at=dt.datetime.now(dt.timezone.utc),
         run=run_facts(published.opening, published.recorded, accepted=published.accepted, project=str(PROJECT_ROOT)),
         counts=counts_of(published.accepted, published.gate),

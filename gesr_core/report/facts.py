@@ -243,10 +243,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything on the page. `counts` are of the publication, `scores` end with its own."""
+    """Everything on the page. `counts` are of the publication, `scores` end with its own; `env` is for commands."""
 
     ds: str
     target: str
+    env: str
     made_at: dt.datetime
     run: RunFacts
     counts: Mapping[str, int]

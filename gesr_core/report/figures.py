@@ -236,7 +236,7 @@ def by_segment(rows: Sequence[MetricRow]) -> Figure | None:
             shift = 0.3 * ((number + 0.5) / len(kinds) - 0.5)
             _points(axis, [place + shift for place, _ in known], [row for _, row in known], number, kind, flat=True)
         axis.set_yticks(range(len(shown)), [_shortened(name) for name in shown])
-        axis.invert_yaxis()
+        axis.set_ylim(len(shown) - 0.5, -0.5)
         axis.set_xlim(left=0)
         axis.set_ylabel("segment")
         axis.set_xlabel(f"{head_name(head)}, with its 95 % interval")
@@ -246,7 +246,7 @@ def by_segment(rows: Sequence[MetricRow]) -> Figure | None:
     more = f"; {left_out} more segments stand in the tables alone" if left_out else ""
     return _figure(
         "segments", f"{head_name(head)} by segment", f"Points with intervals, the model's: {told}{more}.", draw,
-        height_in=1.6 + 0.24 * len(shown),
+        height_in=1.6 + 0.3 * len(shown),
     )  # fmt: skip
 
 

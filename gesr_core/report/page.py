@@ -80,13 +80,16 @@ def _leading(rows: list[MetricRow]) -> MetricRow | None:
 
 def _commands(report: Report) -> dict[str, str]:
     """What a person starts next, as the page says it."""
+    env = "" if report.env == "local" else f" --env {report.env}"
     target = "" if report.target == "scores" else f" --target {report.target}"
-    return {name: f"jobs/{name}.py --ds {report.ds}{target}" for name in ("evaluate", "report", "status")}
+    beside = f"--ds {report.ds}{env} --target scores_challenger"
+    own = {name: f"jobs/{name}.py --ds {report.ds}{env}{target}" for name in ("evaluate", "report", "status")}
+    return own | {"score_beside": f"jobs/score_daily.py {beside}", "evaluate_beside": f"jobs/evaluate.py {beside}"}
 
 
 def _number(value: float) -> str:
     """Four decimals of what is about one, four digits of the rest."""
-    return f"{value:.4f}" if 0.001 <= abs(value) < 10 or value == 0 else f"{value:.4g}"
+    return f"{value:.4f}" if 0.0001 <= abs(value) < 10 or value == 0 else f"{value:.4g}"
 
 
 def _time(when: dt.datetime | None) -> str:

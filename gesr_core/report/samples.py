@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pyspark.sql import DataFrame, Row, functions as F
 
-from gesr_core.names import Col, logit
+from gesr_core.names import Col, logit, user_feature
 from gesr_core.report.facts import Event, Purchase, Ranked, SampleUser
 
 USERS: Final = 10
@@ -59,7 +59,7 @@ def what_was_read(
         chosen: as `choose_users` gives them.
         histories: (user_id, history).
         candidates: (user_id, candidates), a user may stand there several times.
-        users: user_id and the features to show.
+        users: user_id and the features to show, as requests name them.
     """
     ids = [row[Col.USER_ID] for row in chosen]
     shown = [(row[Col.USER_ID], _shown_items(row)) for row in chosen]
@@ -97,7 +97,10 @@ def _user(row: Row, read: Mapping[str, Any] | None) -> SampleUser:
     bought, places = row[_BOUGHT] or [], {pair[Col.ITEM_ID]: pair[Col.RANK] for pair in row[_HITS] or []}
     return SampleUser(
         user_id=str(row[Col.USER_ID]),
-        features={name: _text(value) for name, value in (read or {}).get("features", {}).items()},
+        features={
+            name.removeprefix(user_feature("")): _text(value)
+            for name, value in (read or {}).get("features", {}).items()
+        },
         history=tuple(_event(event) for event in reversed((history or [])[-EVENTS:])),
         history_events=None if history is None else len(history),
         ranked=tuple(_pair(pair, sources, times, bought) for pair in row[Col.RANKED]),

@@ -97,6 +97,7 @@ def test_ten_users_stand_there_with_what_they_bought_first(toy: Toy, spark: Spar
         assert int(candidates) == retrieved[user]
     # The same users in the same order, whenever it is written.
     assert re.findall(r"<summary>(u\d+) ", written(toy, tmp_path / "again.html")) == [user for user, *_ in shown]
+    assert re.search(r"age_group [ABC] · pin_code (115|unknown)", section(page, "users"))
     first = ranked[shown[0][0]]
     places = [section(page, "users").index(f" {rank} {item} ") for rank, item in enumerate(first, start=1)]
     assert places == sorted(places)

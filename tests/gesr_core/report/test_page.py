@@ -144,7 +144,7 @@ def test_what_is_measured_on_own_pairs_is_not_compared_between_publications(whol
 def test_a_day_that_is_not_evaluated_says_so_and_how(bare: str) -> None:
     text = Page(bare).text
     assert "This publication is not evaluated yet" in text
-    assert "spark-submit jobs/evaluate.py --ds 2024-03-10" in text
+    assert "spark-submit jobs/evaluate.py --ds 2024-03-10 --env prod then write this page again" in text
     assert "Nothing was rejected." in text
     assert "a vacuum came between" in text
     assert "No earlier ds of this target" in text
