@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
 from gesr_core.config import Config
 from gesr_core.entry import job_config, job_parser, run_job
@@ -90,5 +91,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+run = partial(run_job, main)
+
 if __name__ == "__main__":
-    run_job(main)
+    run()
