@@ -12,11 +12,11 @@ from pyspark.sql import SparkSession, functions as F
 pytest.importorskip("matplotlib", reason="the petastorm set draws nothing")
 
 from gesr_core.errors import ConfigurationError, InputError
-from gesr_core.io.tables import read_table
+from gesr_core.io.tables import read_table, table_version
 from gesr_core.names import Role
 from gesr_core.schema import UNKNOWN_ITEM
 from jobs import evaluate, report, score_daily
-from tests.toy import DS, ITEMS, Toy, toy_candidates, toy_config, user_text, write_rows
+from tests.toy import DS, ITEMS, USERS, Toy, toy_candidates, toy_config, user_text, write_rows
 
 pytestmark = pytest.mark.spark
 
@@ -64,7 +64,8 @@ def test_a_day_that_is_not_evaluated_has_a_page_that_says_so(
     page = file.read_text(encoding="utf-8")
     [run_id] = {row["run_id"] for row in read_table(spark, toy.config.table(Role.SCORES)).select("run_id").collect()}
     assert f"Generation 1, run <code>{run_id}</code>" in page
-    assert "candidates 0 24" in section(page, "run")
+    version = table_version(spark, toy.config.table(Role.CANDIDATES))
+    assert f"candidates {version} {USERS} " in section(page, "run")
     assert "6 shards, one by one" in section(page, "shards")
     assert section(page, "gate").count(" ok") == 10
     assert "not evaluated yet" in section(page, "metrics")
