@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import pytest
+import yaml
 
 from bootstrap.stack import ROOT
 from gesr_core.errors import ConfigurationError
@@ -180,6 +181,15 @@ def test_databricks_is_asked_for_one_task_of_the_bundles_job(facts: dict[str, An
     assert found["lost"]["outcome"].startswith("AirflowException: ")
 
 
+def test_the_bundles_jobs_have_the_tasks_that_are_asked_for() -> None:
+    names = yaml.safe_load((ROOT / "pipelines/airflow/settings.yaml").read_text())["databricks_jobs"]
+    for name, order in (("daily", ORDER), ("weekly", WEEK)):
+        resources = yaml.safe_load((ROOT / f"pipelines/databricks/resources/{name}.yml").read_text())["resources"]
+        job = next(job for job in resources["jobs"].values() if job["name"] == names[name])
+        assert [task["task_key"] for task in job["tasks"]] == [task for task in order if not task.startswith("wait")]
+        assert "ds" in {parameter["name"] for parameter in job["parameters"]}
+
+
 def test_an_exit_code_that_only_a_text_tells_decides_the_same(facts: dict[str, Any]) -> None:
     names = {"2": "ConfigurationError", "3": "InputError", "4": "GateRefused", "5": "AnotherRunWon"}
     for code, outcome in facts["texts"].items():
@@ -198,7 +208,6 @@ def test_every_word_of_a_command_line_is_one_that_the_job_knows(facts: dict[str,
 
 
 def test_the_label_window_is_the_one_of_the_configuration() -> None:
-    yaml = pytest.importorskip("yaml")
     settings = yaml.safe_load((ROOT / "pipelines/airflow/settings.yaml").read_text())
     labels = yaml.safe_load((ROOT / "conf/base/labels.yaml").read_text())
     assert settings["label_window_days"] == labels["window_days"]
