@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from gesr_core.dates import shift_ds
 from gesr_core.errors import ConfigurationError, InputError
 from gesr_core.metrics.ranking import Metric
 from gesr_core.training.checkpoint import MANIFEST, load_checkpoint
+from gesr_core.training.registry import set_alias
 
 CHAMPION: Final = "champion"
 
@@ -133,8 +133,7 @@ def decide(differences: Sequence[Metric], *, settings: EvaluationConfig) -> Deci
 
 def registered_model(config: Config) -> str | None:
     """Return the name of the registered model whose alias says who is champion; None where there is none."""
-    name: str | None = getattr(config.training, "mlflow_model", None)
-    return name
+    return config.training.mlflow_model
 
 
 def name_champion(config: Config, trained: Trained) -> str:
@@ -152,7 +151,5 @@ def name_champion(config: Config, trained: Trained) -> str:
             "take the newest checkpoint of training.model, or what they are told: give them --checkpoint "
             f"{trained.name}"
         )
-    # Only here: MLflow is an extra.
-    registry = importlib.import_module("gesr_core.training.registry")
-    registry.set_alias(config, alias=CHAMPION, checkpoint_id=trained.checkpoint_id)
+    set_alias(config, alias=CHAMPION, checkpoint_id=trained.checkpoint_id)
     return f"models:/{model}@{CHAMPION} is {trained.name} now"

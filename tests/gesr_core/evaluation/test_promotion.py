@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -105,13 +103,13 @@ def test_the_period_is_read_from_the_checkpoints_manifest(tmp_path: Path) -> Non
 
 def test_the_alias_moves_where_a_model_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    fake = ModuleType("gesr_core.training.registry")
-    fake.set_alias = lambda config, *, alias, checkpoint_id: calls.append((alias, checkpoint_id))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "gesr_core.training.registry", fake)
+    monkeypatch.setattr(
+        promotion, "set_alias", lambda config, *, alias, checkpoint_id: calls.append((alias, checkpoint_id))
+    )
     config = load_config("local")
     assert "no alias was moved" in name_champion(config, TRAINED)
     assert "--checkpoint gesr/abc" in name_champion(config, TRAINED)
     assert calls == []
-    monkeypatch.setattr(promotion, "registered_model", lambda config: "ranking")
+    config = load_config("local", overrides=["training.mlflow_experiment=e", "training.mlflow_model=ranking"])
     assert name_champion(config, TRAINED) == "models:/ranking@champion is gesr/abc now"
     assert calls == [("champion", "abc")]
