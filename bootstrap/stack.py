@@ -33,12 +33,12 @@ class Stack:
 
 
 STACKS = {
-    "main": Stack("main", pythons=((3, 10), (3, 14)), extras=("test", "dev", "mlflow", "report", "docs")),
+    "main": Stack("main", pythons=((3, 10), (3, 14)), extras=("spark", "test", "dev", "mlflow", "report", "docs")),
     # pyarrow 14 has no wheels beyond 3.12; petastorm's pin of setuptools contradicts torch's
     "petastorm": Stack(
         "petastorm",
         pythons=((3, 10), (3, 12)),
-        extras=("test", "petastorm"),
+        extras=("spark", "test", "petastorm"),
         without_dependencies=("petastorm",),
     ),
 }

@@ -21,7 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gesr_core.errors import ConfigurationError
 from gesr_core.names import Role
 
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parent
+# The checkout; a wheel's relative folders are those of the working directory.
+PROJECT_ROOT = _PACKAGE.parent if (_PACKAGE.parent / "setup.cfg").is_file() else Path.cwd()
+# In a checkout a link to its conf/, in a wheel what conf/ was when it was built.
+CONF_DIR = (_PACKAGE / "conf").resolve()
 
 _CATALOG_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*){0,2}")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
@@ -72,7 +76,9 @@ def _is_path(value: str) -> bool:
 class TableConfig(Section):
     """Where a role's table is and what its columns are called there (contract name -> real name)."""
 
+    # A catalog name (catalog.schema.table), a URI or a folder; null: the folder <root>/<role>.
     location: str | None = None
+    # Name in the contract: name in your table, where they differ.
     columns: dict[Identifier, str] = {}
 
     @field_validator("location")
@@ -86,6 +92,7 @@ class TableConfig(Section):
 class TablesConfig(Section):
     """One entry per role. With `root`, a role without a location is the folder `<root>/<role>`."""
 
+    # Folder or URI of the roles without a location.
     root: str | None = None
     events: TableConfig = TableConfig()
     items: TableConfig = TableConfig()
@@ -118,16 +125,24 @@ class TablesConfig(Section):
 class StorageConfig(Section):
     """Folders for what is not a table; relative ones are under the project."""
 
+    # What jobs/train.py writes: <model>/<id>.
     checkpoints: str
+    # What jobs/export_items.py writes: <checkpoint>/<ds>/<items version>.
     item_states: str
+    # What jobs/train.py reads, as Parquet; may be deleted.
     training_sets: str
+    # Where report.py writes without --out; null: nowhere. A folder of the driver's.
+    reports: str | None = None
 
 
 class Feature(Section):
     """A declared column: `categorical` (one value), `multi` (a list of texts or integers) or `numeric`."""
 
+    # Name of the column.
     name: Identifier
+    # What a row holds in it.
     kind: Literal["categorical", "multi", "numeric"]
+    # log1p: log(1 + x), for numbers of a wide range.
     transform: Literal["none", "log1p"] = "none"
     # A longer list keeps the first of its distinct values in the order of their texts.
     max_values: Annotated[int, Field(ge=2, le=64)] = 8
@@ -159,9 +174,13 @@ class ItemStatistic(Section):
     `repeat_share` is the share of the item's users with its events on at least two dates.
     """
 
+    # Yours to choose; no column has it.
     name: Identifier
+    # What is counted of each item.
     kind: Literal["users", "events", "mean_value", "days_since_first", "days_since_last", "repeat_share"]
+    # Count only events of so many days; null: all.
     window_days: Annotated[int, Field(gt=0)] | None = None
+    # log1p: log(1 + x).
     transform: Literal["none", "log1p"] = "log1p"
 
 
@@ -174,9 +193,13 @@ class EventSignal(Section):
     - `days_since_same`: how long ago the user's previous event with the same item was.
     """
 
+    # Yours to choose; no column has it.
     name: Identifier
+    # Which signal.
     kind: Literal["below_share", "repeat", "days_since_same"]
+    # For below_share: of the item's number.
     share: Annotated[float, Field(gt=0)] | None = None
+    # For below_share: a numeric item feature or a statistic.
     of: Identifier | None = None
 
     @model_validator(mode="after")
@@ -194,7 +217,9 @@ class HardMatch(Section):
     A pair may be declared several times with different narrowings.
     """
 
+    # Field of the history's items.
     history: Identifier
+    # Field of the candidate.
     candidate: Identifier
     # Count only events of at most this age.
     window_days: Annotated[int, Field(gt=0)] | None = None
@@ -205,10 +230,15 @@ class HardMatch(Section):
 class FeaturesConfig(Section):
     """What the models may read."""
 
+    # Columns of `items`.
     item: list[ItemFeature] = []
+    # Numbers of each item that are made from `events`.
     item_statistics: list[ItemStatistic] = []
+    # Columns of `users`.
     user: list[UserFeature] = []
+    # Signals of each event of a history.
     event_signals: list[EventSignal] = []
+    # Fields whose equal values are counted.
     hard_match: list[HardMatch] = []
     # Items with fewer events than this before the first validation request share the unknown id's embedding.
     item_id_min_events: Annotated[int, Field(ge=1)] = 5
@@ -232,11 +262,15 @@ class FeaturesConfig(Section):
 class Task(Section):
     """A 0/1 label: an event of one of `actions` within the label window (any action when empty)."""
 
+    # Yours to choose: impressions have a column label_<name>, scores a field logit_<name>.
     name: Identifier
+    # Actions that make the label 1; empty: any.
     actions: list[str] = []
     # `user_median`: the event's value must also exceed the user's own median value before the request time.
     value_above: Literal["user_median"] | None = None
+    # Weight in the training loss.
     loss_weight: Annotated[float, Field(ge=0)] = 1.0
+    # Weight of the logit in the score; evaluate measures the task with the largest.
     score_weight: float = 0.0
 
 
@@ -244,6 +278,7 @@ class LabelsConfig(Section):
     """Tasks and the window that their labels come from."""
 
     window_days: Annotated[int, Field(gt=0)]
+    # In the order of the logits in `scores`.
     tasks: Annotated[list[Task], Field(min_length=1)]
 
     @field_validator("tasks")
@@ -286,21 +321,31 @@ class HistoriesConfig(Section):
 class CandidatesConfig(Section):
     """The stand-in retrieval."""
 
+    # A user gets so many at most.
     max_candidates: Annotated[int, Field(gt=0)]
     # Users with an event in this many days before the request time get candidates.
     active_days: Annotated[int, Field(gt=0)]
     # A past item's score is its number of events / (1 + days since the last one / own_decay_days).
     own_decay_days: Annotated[float, Field(gt=0)]
+    # Past items of the user, at most; 0: none.
     own_items: Annotated[int, Field(ge=0)]
+    # Most popular items, at most.
     popular_items: Annotated[int, Field(ge=0)]
+    # Popularity counts the events of so many days before the request time.
     popular_days: Annotated[int, Field(gt=0)]
+    # Items of the ALS model, at most.
     als_items: Annotated[int, Field(ge=0)]
+    # Width of a factor.
     als_rank: Annotated[int, Field(gt=0)]
+    # Rounds of the fit.
     als_iterations: Annotated[int, Field(gt=0)]
+    # As in Spark's ALS (regParam).
     als_regularization: Annotated[float, Field(ge=0)]
+    # Confidence in a repeated event, as in Spark's ALS (alpha).
     als_alpha: Annotated[float, Field(gt=0)]
     als_min_item_events: Annotated[int, Field(ge=1)]
     als_blocks: Annotated[int, Field(ge=1)]
+    # Of the fit.
     seed: int
 
 
@@ -313,23 +358,29 @@ class ImpressionsConfig(Section):
     unlabelled_user_rate: Annotated[float, Field(gt=0, le=1)]
     # That many past dates, `step_days` apart; the last label window closes at the request time of --ds.
     dates: Annotated[int, Field(ge=2)]
+    # Days between two dates.
     step_days: Annotated[int, Field(gt=0)]
     # Share of the unlabelled candidates that is kept; loss and NE are corrected for it.
     negative_rate: Annotated[float, Field(gt=0, le=1)]
     # Items outside the candidates, per request, as extra negatives.
     unexposed_items: Annotated[int, Field(ge=0)]
+    # Of the draws of users, candidates and extra negatives.
     seed: int
 
 
 class TowersConfig(Section):
     """What every model has: two towers."""
 
+    # Width of user and item vectors.
     width: Annotated[int, Field(gt=0)]
     # Widths of the embeddings of an item's id, and of each categorical feature of items and of users; 0: the model is
     # not told. What tells one item from another also lets a model learn by heart what sold in the training weeks.
     id_width: Annotated[int, Field(ge=0)]
+    # As id_width, of each categorical feature of items.
     category_width: Annotated[int, Field(ge=0)]
+    # As id_width, of each categorical feature of users.
     user_category_width: Annotated[int, Field(ge=0)]
+    # In training.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # Log-spaced buckets of an event's age.
     time_buckets: Annotated[int, Field(ge=3)]
@@ -338,25 +389,32 @@ class TowersConfig(Section):
 class TwoTowerConfig(TowersConfig):
     """The baseline of both papers."""
 
+    # Which model this is.
     name: Literal["two_tower"] = "two_tower"
 
 
 class GesrConfig(TowersConfig):
     """GESR: the two towers, hard matching, target attention, cross attention and gating."""
 
+    # Which model this is.
     name: Literal["gesr"] = "gesr"
+    # Of target attention; 0: without it.
     attention_layers: Annotated[int, Field(ge=0)]
+    # Of each of these layers.
     attention_heads: Annotated[int, Field(gt=0)]
+    # More equal values than that count as that many.
     match_cap: Annotated[int, Field(gt=0)]
     # How far apart pairs stand in the table of counts: match_cap + 1, or the published match_cap.
     match_offset: Literal["padded", "literal"] = "padded"
     # Width of an embedded count; 0: without hard matching.
     match_width: Annotated[int, Field(ge=0)]
+    # Hidden width of the gates and of their logits.
     gate_width: Annotated[int, Field(gt=0)]
     # False: one secondary logit over everything, without gates.
     gating: bool = True
     # Width of a feature's token in cross attention; 0: without it.
     cross_width: Annotated[int, Field(ge=0)] = 0
+    # Of cross attention.
     cross_heads: Annotated[int, Field(gt=0)] = 1
 
     @model_validator(mode="after")
@@ -370,18 +428,27 @@ class GesrConfig(TowersConfig):
 class TarqConfig(TowersConfig):
     """TARQ: two towers with attention, and target attention through the codes of items."""
 
+    # Which model this is.
     name: Literal["tarq"] = "tarq"
+    # Of the attention of the towers and of the codes.
     heads: Annotated[int, Field(gt=0)]
     # Codebooks, and codes in each: worth it while levels * codes stays below the candidates of a request.
     levels: Annotated[int, Field(gt=0)]
+    # Codes in each codebook.
     codes: Annotated[int, Field(gt=1)]
+    # Hidden width of the head over a candidate's sum.
     head_width: Annotated[int, Field(gt=0)]
     # Whose logit is served: `student` is TARQ; its teacher and its bare towers are there to compare it with.
     serves: Literal["student", "teacher", "backbone"] = "student"
+    # Weight in the loss of the teacher's own logit.
     teacher_weight: Annotated[float, Field(ge=0)] = 1.0
+    # Weight in the loss by which the student learns what the teacher found.
     reconstruction_weight: Annotated[float, Field(ge=0)] = 1.0
+    # Weight in the loss of the codebook alignment.
     alignment_weight: Annotated[float, Field(ge=0)] = 1.0
+    # Weight in the loss that moves codes to the latents.
     codebook_weight: Annotated[float, Field(ge=0)] = 1.0
+    # Weight in the loss that moves latents to their codes.
     commitment_weight: Annotated[float, Field(ge=0)] = 0.25
     # How much an item's codes must tell of it; at 0 all items come to have the same.
     autoencoder_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -406,17 +473,23 @@ ModelConfig = Annotated[AnyModelConfig, Field(discriminator="name")]
 class TrainingConfig(Section):
     """How `jobs/train.py` trains."""
 
+    # A key of `models`; --model names another.
     model: Identifier
     reader: Literal["arrow", "petastorm"]
+    # Passes over the training dates, at most.
     epochs: Annotated[int, Field(gt=0)]
     patience: Annotated[int, Field(gt=0)]
+    # Requests of a step.
     batch_requests: Annotated[int, Field(gt=0)]
+    # Of AdamW.
     learning_rate: Annotated[float, Field(gt=0)]
     # Share of learning_rate at which the validation date, the newest there is, is learned at the end; 0: not at all.
     catch_up_rate: Annotated[float, Field(ge=0, le=1)]
+    # Of AdamW.
     weight_decay: Annotated[float, Field(ge=0)]
     # Weight in the loss of the extra negatives that no retrieval proposed.
     unexposed_weight: Annotated[float, Field(ge=0)]
+    # Of weights, order and dropout.
     seed: int
     # Of each process; 0: all cores, shared among the processes.
     threads: Annotated[int, Field(ge=0)]
@@ -427,22 +500,29 @@ class TrainingConfig(Section):
     processes: Annotated[int, Field(ge=1)]
     # None: no MLflow. The tracking URI is MLflow's own default (MLFLOW_TRACKING_URI) where none is given.
     mlflow_experiment: str | None = None
+    # The server, where it is not MLflow's own default.
     mlflow_tracking_uri: str | None = None
+    # The registered model that every trained checkpoint becomes a version of.
+    mlflow_model: Annotated[str, Field(pattern=r"^[^/:@]+$")] | None = None
 
     @model_validator(mode="after")
-    def _a_tracking_uri_has_an_experiment(self) -> TrainingConfig:
-        if self.mlflow_tracking_uri is not None and self.mlflow_experiment is None:
-            raise ValueError("mlflow_tracking_uri is set, but mlflow_experiment, which switches MLflow on, is not")
+    def _what_is_for_mlflow_has_an_experiment(self) -> TrainingConfig:
+        for key in ("mlflow_tracking_uri", "mlflow_model"):
+            if getattr(self, key) is not None and self.mlflow_experiment is None:
+                raise ValueError(f"{key} is set, but mlflow_experiment, which switches MLflow on, is not")
         return self
 
 
 class ScoringConfig(Section):
     """How `jobs/score_daily.py` scores."""
 
+    # How many candidates of a user are published.
     top_k: Annotated[int, Field(gt=0)]
+    # Fixed parts of the users: units of progress and resume.
     shards: Annotated[int, Field(gt=0)]
     # Shards that one Spark job works on; 0: twice the task slots. Execution only, no effect on any score.
     shards_per_wave: Annotated[int, Field(ge=0)]
+    # A user with more becomes several requests.
     max_candidates_per_request: Annotated[int, Field(gt=0)]
     # auto: what suits the workers' device, decided once per run (runtime/device.py) and recorded.
     batch_pairs: Literal["auto"] | Annotated[int, Field(gt=0)]
@@ -454,14 +534,19 @@ class ScoringConfig(Section):
     workers_per_gpu: Annotated[int, Field(gt=0)]
     # How long to wait for the first executor; one that asks for a GPU which no worker has never comes.
     executor_wait_s: Annotated[float, Field(gt=0)]
+    # Requests that are cut into micro-batches together; part of what makes scores repeat.
     plan_window_requests: Annotated[int, Field(gt=0)]
     history_buckets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    # As history_buckets.
     candidate_buckets: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
     transport: Literal["arrow", "pandas_udf"]
+    # auto: a GPU where the worker sees one.
     device: Literal["cpu", "cuda", "auto"]
+    # Of torch, in each Python worker.
     threads_per_worker: Annotated[int, Field(gt=0)]
     # The model's form; whatever is not fp32 and uncompiled is tried on requests of the day first (runtime/trial.py).
     precision: Literal["auto", "fp32", "bf16", "fp8"]
+    # on: torch.compile; graphs: CUDA graphs too; auto: the fastest form, after trials, that keeps least_overlap.
     compile: Literal["auto", "off", "on", "graphs"]
     # Share of the best K in fp32 that must be among the best K in the form that is chosen, else the run is refused.
     least_overlap: Annotated[float, Field(ge=0, le=1)]
@@ -484,7 +569,9 @@ class ScoringConfig(Section):
 class GateConfig(Section):
     """What must hold before a `ds` is published; `score_daily --accept KEY` overrules one of these for one run."""
 
+    # Of the candidates.
     max_quarantined_share: Annotated[float, Field(ge=0, le=1)]
+    # Of any published score.
     max_abs_score: Annotated[float, Field(gt=0)]
     # Of the candidates: those that are no items of the catalogue.
     max_unknown_share: Annotated[float, Field(ge=0, le=1)]
@@ -511,14 +598,77 @@ class RetentionConfig(Section):
         return self
 
 
+class SegmentsConfig(Section):
+    """Parts of the users and of the pairs, of which every metric is measured as well."""
+
+    # Where a new band of history lengths (events before the request time) begins: [1, 10] gives 0, 1-9, 10+.
+    history_length: list[Annotated[int, Field(gt=0)]] = []
+    # A segment per retrieval source.
+    source: bool = False
+    # Bands of items, from the most popular on: the share of all popularity that a band ends at; the rest is `tail`.
+    popularity: dict[Identifier, Annotated[float, Field(gt=0, lt=1)]] = {}
+    # Columns of `users`; a segment per value.
+    user: list[Identifier] = []
+
+    @model_validator(mode="after")
+    def _ascend(self) -> SegmentsConfig:
+        for key, values in (("history_length", self.history_length), ("popularity", [*self.popularity.values()])):
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"evaluation.segments.{key}: {list(values)} do not ascend")
+        if "tail" in self.popularity:
+            raise ValueError("evaluation.segments.popularity: `tail` is what is left after the other bands")
+        return self
+
+
+_MEASURE_AT_K = re.compile(r"([a-z_]+)@([1-9][0-9]*)")
+
+
 class EvaluationConfig(Section):
     """Offline metrics of a published `ds`."""
 
+    # Metrics look at the first so many.
     ks: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
+    # The ordering `popularity` counts the users of so many days before the request time.
     popularity_days: Annotated[int, Field(gt=0)]
+    # Of the ordering `random`.
     seed: int
     # Repeat every metric without the most bought item of the label window (a promotion can rule a week).
     without_top_item: bool
+    segments: SegmentsConfig
+    # How often users are drawn anew for the intervals.
+    replicates: Annotated[int, Field(ge=20)]
+    # Of the calibration curve.
+    calibration_bins: Annotated[int, Field(ge=2)]
+    # Scores are compared with those of the ds so many days before, where they are published.
+    drift_days: list[Annotated[int, Field(gt=0)]]
+    # A table (ds, user_id, item_id) of what the late ranker took of the published; null: not measured.
+    ranker_picks: TableConfig | None = None
+    # What promote.py decides by: a metric and its cut.
+    promote_by: str
+    # The segment that it decides on.
+    promote_segment: str
+
+    @property
+    def promotion_metric(self) -> tuple[str, int]:
+        """The metric and the cut that `promote_by` names."""
+        metric, _, k = self.promote_by.partition("@")
+        return metric, int(k)
+
+    @model_validator(mode="after")
+    def _promotes_by_what_is_measured(self) -> EvaluationConfig:
+        known = ("ndcg", "recall", "mrr", "ndcg_of_retrieved", "recall_of_retrieved")
+        match = _MEASURE_AT_K.fullmatch(self.promote_by)
+        if match is None or match[1] not in known:
+            raise ValueError(
+                f"promote_by is {self.promote_by!r}, expected METRIC@K with a metric of {', '.join(known)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _picks_are_somewhere(self) -> EvaluationConfig:
+        if self.ranker_picks is not None and self.ranker_picks.location is None:
+            raise ValueError("ranker_picks has no location")
+        return self
 
 
 class Config(Section):
@@ -571,7 +721,14 @@ class Config(Section):
         keep_days = self.retention.replay_days
         return TableRef(role_name, location=_absolute(location), columns=dict(entry.columns), keep_days=keep_days)
 
-    def folder(self, name: Literal["checkpoints", "item_states", "training_sets"]) -> Path:
+    def ranker_picks(self) -> TableRef | None:
+        """The table of what the late ranker took, where one is named."""
+        entry = self.evaluation.ranker_picks
+        if entry is None or entry.location is None:
+            return None
+        return TableRef("evaluation.ranker_picks", _absolute(entry.location.rstrip("/")), dict(entry.columns))
+
+    def folder(self, name: Literal["checkpoints", "item_states", "training_sets", "reports"]) -> Path:
         """An absolute folder of `storage`."""
         location = _absolute(f"{getattr(self.storage, name)}/")
         return _local_path(location) or Path(location)
@@ -615,11 +772,11 @@ def _require_distinct(names: Sequence[str]) -> None:
         raise ValueError(f"declared twice: {', '.join(doubled)}")
 
 
-def load_config(env: str, *, overrides: Sequence[str] = (), conf_dir: Path = PROJECT_ROOT / "conf") -> Config:
+def load_config(env: str, *, overrides: Sequence[str] = (), conf_dir: Path = CONF_DIR) -> Config:
     """Read and validate the configuration of `env`.
 
     Args:
-        env: a folder under `conf_dir`, such as `local` or `prod`.
+        env: a folder under `conf_dir`, such as `local` or `prod`; or several, separated by commas: the later wins.
         overrides: `section.key=value` strings; the value is YAML.
         conf_dir: the folder that holds `base/` and one folder per environment.
 
@@ -627,7 +784,7 @@ def load_config(env: str, *, overrides: Sequence[str] = (), conf_dir: Path = PRO
         ConfigurationError: an unknown environment, unreadable YAML or any invalid key, all of them in one message.
     """
     merged: dict[str, Any] = {}
-    for folder in (conf_dir / "base", _environment_folder(conf_dir, env)):
+    for folder in (conf_dir / "base", *(_environment_folder(conf_dir, name) for name in env.split(","))):
         for path in sorted(folder.glob("*.yaml")):
             _merge(merged, {path.stem: _read_yaml(path)})
     for override in overrides:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from gesr_core.errors import ConfigurationError, InputError
 
 _DS = re.compile(r"\d{4}-\d{2}-\d{2}")
+_DAYS_BEFORE = re.compile(r"(.*)-(\d{1,4})d")
 
 
 def request_time(ds: str) -> dt.datetime:
@@ -33,6 +34,18 @@ def request_time_us(ds: str) -> int:
 def shift_ds(ds: str, *, days: int) -> str:
     """Return the `ds` that lies `days` later (earlier when negative)."""
     return (request_time(ds) + dt.timedelta(days=days)).strftime("%Y-%m-%d")
+
+
+def ds_of(text: str) -> str:
+    """Return the `ds` that a command line names: itself, or with `-7d` behind it the one seven days before.
+
+    For schedulers that know a date and cannot reckon with it.
+
+    Raises:
+        ConfigurationError: what is shifted is not a date.
+    """
+    shifted = _DAYS_BEFORE.fullmatch(text)
+    return shift_ds(shifted[1], days=-int(shifted[2])) if shifted else text
 
 
 def impression_dates(ds: str, *, dates: int, step_days: int, window_days: int) -> list[str]:

@@ -9,13 +9,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gesr_core.config import PROJECT_ROOT, Config, load_config
-from gesr_core.dates import request_time
+from gesr_core.config import CONF_DIR, Config, load_config
+from gesr_core.dates import ds_of, request_time
 from gesr_core.errors import ConfigurationError, GesrError
 from gesr_core.secrets import MaskingFormatter, masked
 
 _EXIT_CODES = """exit codes: 0 done or already done; 1 failed and worth a retry; 2 configuration;
 3 input (a table, column, day or checkpoint); 4 the gate refused; 5 another run won"""
+
+
+# Set by every Databricks Runtime, to its version.
+ON_DATABRICKS = "DATABRICKS_RUNTIME_VERSION"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,10 +34,16 @@ def job_parser(prog: str, description: str, *, with_ds: bool = True) -> argparse
     )
     if with_ds:
         parser.add_argument(
-            "--ds", required=True, metavar="YYYY-MM-DD", help="partition date; its request time is 00:00 UTC"
+            "--ds",
+            required=True,
+            type=ds_of,
+            metavar="YYYY-MM-DD",
+            help="partition date; its request time is 00:00 UTC (2001-02-21-7d: the date seven days before)",
         )
     parser.add_argument(
-        "--env", default="local", help="folder of conf/ whose files override conf/base (default: local)"
+        "--env",
+        default="local",
+        help="folder of conf/ whose files override conf/base; a,b: those of b override a's (default: local)",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
@@ -42,8 +52,8 @@ def job_parser(prog: str, description: str, *, with_ds: bool = True) -> argparse
     parser.add_argument(
         "--conf-dir",
         type=Path,
-        default=PROJECT_ROOT / "conf",
-        help="configuration folder (default: the project's conf/)",
+        default=CONF_DIR,
+        help="configuration folder (default: the project's conf/, in a wheel the one that it was built with)",
     )
     return parser
 
@@ -62,7 +72,8 @@ def job_config(args: argparse.Namespace) -> Config:
 def run_job(main: Callable[[Sequence[str]], None]) -> None:
     """Run a job's `main` and end the process with the exit code of docs/operations.md; return on success.
 
-    The last line of a failure says what happened: schedulers show it.
+    The last line of a failure says what happened: schedulers show it. Databricks has no exit codes and shows what was
+    raised, so there the error is raised.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(MaskingFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
@@ -73,10 +84,14 @@ def run_job(main: Callable[[Sequence[str]], None]) -> None:
         main(sys.argv[1:])
     except GesrError as err:
         logging.debug("failed", exc_info=True)
+        if ON_DATABRICKS in os.environ:
+            raise
         _end(f"{type(err).__name__}: {err}", err.exit_code)
     except Exception as err:
         # The outermost frame: everything unforeseen is worth a retry, and keeps its traceback.
         logging.exception("unexpected failure")
+        if ON_DATABRICKS in os.environ:
+            raise
         _end(f"{type(err).__name__}: {str(err).strip().splitlines()[0] if str(err).strip() else 'no message'}", 1)
 
 

@@ -26,7 +26,8 @@ from gesr_core.runtime.item_states import load_item_states, resolve_item_states,
 from gesr_core.runtime.plan import ScorerSettings, boundaries
 from gesr_core.runtime.worker import ScoreShards, task_scorer
 from gesr_core.schema import STATS_TYPE, ranked_type, rejected_type
-from gesr_core.training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from gesr_core.training.checkpoint import Checkpoint, load_checkpoint
+from gesr_core.training.registry import resolve_checkpoint
 
 _COUNTS = (Col.CANDIDATES_IN, Col.CANDIDATES_SCORED, Col.HISTORY_EVENTS)
 _RESULT = (Col.RANKED, Col.REJECTED, *_COUNTS, Col.STATS)
@@ -102,7 +103,8 @@ def score_udf(
         requests: request rows (`join.requests.build_requests`), for their schema alone.
         config: the resolved configuration.
         ds: the day whose item states and request time to use.
-        checkpoint: a model's name, `<model>/<id>` or a folder; default: the newest of `training.model`.
+        checkpoint: a model's name, `<model>/<id>`, a folder or `models:/NAME@ALIAS`; default: the newest of
+            `training.model`.
 
     Rows of one user must stand side by side (sorted by shard, part, user_id, request) to be merged; the result stands
     at the user's first row, and `candidates_in` is null at the others.
@@ -111,8 +113,7 @@ def score_udf(
         InputError: there is no such checkpoint, or it has no item states for `ds`.
         ConfigurationError: the form is to be chosen, for which there are no requests here.
     """
-    path = resolve_checkpoint(config.folder("checkpoints"), checkpoint or config.training.model)
-    loaded = load_checkpoint(path)
+    loaded = load_checkpoint(resolve_checkpoint(config, checkpoint))
     states = resolve_item_states(config.folder("item_states"), checkpoint_id=loaded.checkpoint_id, ds=ds)
     scoring = config.scoring
     worker = probe_worker(requests.sparkSession, wanted=scoring.device)

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
@@ -122,5 +123,7 @@ def _report(
     log.info("recall of %s within %d days: %s", task.name, labels.window_days, retrieval_recall(candidates, pairs))
 
 
+run = partial(run_job, main)
+
 if __name__ == "__main__":
-    run_job(main)
+    run()

@@ -9,6 +9,7 @@ import argparse
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,8 +21,9 @@ from gesr_core.io.session import open_session
 from gesr_core.io.tables import read_input, require_unique, table_detail, table_version
 from gesr_core.names import Col, Role
 from gesr_core.runtime.item_states import Catalogue, current_export, export_item_states, is_current
-from gesr_core.training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from gesr_core.training.checkpoint import Checkpoint, load_checkpoint
 from gesr_core.training.data import index_of, sorted_by_key
+from gesr_core.training.registry import resolve_checkpoint
 from gesr_core.training_set import item_table
 
 log = logging.getLogger("export_items")
@@ -40,8 +42,7 @@ def main(argv: Sequence[str]) -> None:
     """Read the catalogue, encode what changed, write."""
     args = _parse(argv)
     config = job_config(args)
-    path = resolve_checkpoint(config.folder("checkpoints"), args.checkpoint or config.training.model)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(resolve_checkpoint(config, args.checkpoint))
     with open_session("export_items", spark_keys=config.spark) as spark:
         root = config.folder("item_states")
         since = current_export(root, checkpoint_id=checkpoint.checkpoint_id, ds=args.ds)
@@ -76,7 +77,9 @@ def main(argv: Sequence[str]) -> None:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = job_parser("export_items.py", _DESCRIPTION)
     parser.add_argument(
-        "--checkpoint", metavar="NAME|NAME/ID|FOLDER", help="a checkpoint (default: the newest of training.model)"
+        "--checkpoint",
+        metavar="NAME|NAME/ID|FOLDER|models:/NAME@ALIAS",
+        help="a checkpoint, also of MLflow's registry (default: the newest of training.model)",
     )
     parser.add_argument("--dry-run", action="store_true", help="check checkpoint and tables, write nothing")
     return parser.parse_args(argv)
@@ -109,5 +112,7 @@ def _catalogue(items: pa.Table, checkpoint: Checkpoint) -> Catalogue:
     return Catalogue(index.key_R, index.value_R, checkpoint.features.encode_items(ordered))
 
 
+run = partial(run_job, main)
+
 if __name__ == "__main__":
-    run_job(main)
+    run()

@@ -9,6 +9,7 @@ import argparse
 import datetime as dt
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from pyspark.sql import SparkSession, functions as F
 
@@ -98,5 +99,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+run = partial(run_job, main)
+
 if __name__ == "__main__":
-    run_job(main)
+    run()

@@ -9,6 +9,7 @@ import argparse
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from gesr_core.daily.replay import replay
 from gesr_core.entry import job_config, job_parser, run_job
@@ -48,5 +49,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+run = partial(run_job, main)
+
 if __name__ == "__main__":
-    run_job(main)
+    run()

@@ -9,6 +9,7 @@ import argparse
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from pyspark.sql import SparkSession
 
@@ -20,6 +21,7 @@ from gesr_core.entry import job_config, job_parser, run_job
 from gesr_core.executors import await_executor
 from gesr_core.failpoints import reach
 from gesr_core.io.session import open_session
+from gesr_core.training.registry import AskedCheckpoint
 
 log = logging.getLogger("score_daily")
 
@@ -59,8 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = job_parser("score_daily", __doc__)
     parser.add_argument(
         "--checkpoint",
-        metavar="NAME|NAME/ID|FOLDER",
-        help="a model's newest checkpoint, one of its checkpoints, or a folder (default: training.model)",
+        type=AskedCheckpoint,
+        default=AskedCheckpoint(None),
+        metavar="NAME|NAME/ID|FOLDER|models:/NAME@ALIAS",
+        help="a model's newest checkpoint, one of its checkpoints, a folder, or a version in MLflow's registry "
+        "(models:/NAME@ALIAS, models:/NAME/VERSION); default: training.model",
     )
     parser.add_argument(
         "--target", default="scores", help="table to publish to; a second model gets its own (default: scores)"
@@ -88,5 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+run = partial(run_job, main)
+
 if __name__ == "__main__":
-    run_job(main)
+    run()

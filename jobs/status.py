@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
 from gesr_core.daily.day import Day
 from gesr_core.daily.status import describe
@@ -53,5 +54,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+run = partial(run_job, main)
+
 if __name__ == "__main__":
-    run_job(main)
+    run()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -76,5 +77,7 @@ def _train(folder: Path, config: Config, *, model_name: str, spark: SparkSession
     log.info("checkpoint: %s", train_checkpoint(data, config, model_name=model_name, spark=spark))
 
 
+run = partial(run_job, main)
+
 if __name__ == "__main__":
-    run_job(main)
+    run()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -111,5 +112,7 @@ def _build(inputs: UpdateInputs) -> DataFrame:
     return join.build_histories(inputs.events, ds=wanted.as_of, max_events=wanted.max_events, shards=wanted.shards)
 
 
+run = partial(run_job, main)
+
 if __name__ == "__main__":
-    run_job(main)
+    run()

@@ -261,6 +261,16 @@ MECHANISMS = (
         "tests/gesr_core/training/test_checkpoint.py::test_a_checkpoint_of_an_older_day_does_not_become_the_newest",
     ),
     Mechanism(
+        "an alias is pinned",
+        (("gesr_core/daily/opening.py", "    if asked.is_registered and not args.replace:\n", "    if False:\n"),),
+        "tests/gesr_core/training/test_registry.py::test_an_alias_that_moves_before_a_resume_changes_nothing",
+    ),
+    Mechanism(
+        "fetched files are compared with their hashes",
+        (("gesr_core/training/registry.py", "        _require_checkpoint(draft, version)\n", ""),),
+        "tests/gesr_core/training/test_registry.py::test_files_that_are_not_the_checkpoint_are_refused",
+    ),
+    Mechanism(
         "the ledger keeps what stands",
         (("gesr_core/sink/maintenance.py", " & ~kept & ", " & "),),
         "tests/jobs/test_maintain.py::test_it_compacts_prunes_and_vacuums_and_a_replay_is_missed_by_name",

@@ -6,7 +6,7 @@ import datetime as dt
 import random
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,6 +41,7 @@ def toy_overrides(root: Path, *extra: str) -> list[str]:
     return [
         f"tables.root={root}",
         f"storage={{checkpoints: {root}/checkpoints, item_states: {root}/states, training_sets: {root}/training}}",
+        f"storage.reports={root}/reports",
         "scoring.shards=6",
         "scoring.shards_per_wave=2",
         "scoring.top_k=5",
@@ -211,8 +212,15 @@ class Toy:
         return options + (["--replace"] if replace else [])
 
 
-def write_toy_checkpoint(config: Config, *, model: str = "gesr", seed: int = 1, string_ids: bool = False) -> Path:
-    """Save an untrained checkpoint whose feature space knows most of the toy items."""
+def write_toy_checkpoint(
+    config: Config,
+    *,
+    model: str = "gesr",
+    seed: int = 1,
+    string_ids: bool = False,
+    inputs: Mapping[str, Any] | None = None,
+) -> Path:
+    """Save an untrained checkpoint whose feature space knows most of the toy items; `inputs`: what else they were."""
     numbers = range(1, ITEMS - 5)
     known = [item_text(item) for item in numbers] if string_ids else list(numbers)
     items: dict[str, Any] = {"item_id": known, "product_subclass": [f"class {item % 7}" for item in numbers]}
@@ -249,5 +257,10 @@ def write_toy_checkpoint(config: Config, *, model: str = "gesr", seed: int = 1, 
         model_config=config.models[model],
         weights=weights,
         features=space,
-        facts={"inputs": {"configuration": {"features": config.features.model_dump(mode="json")}}},
+        facts={"inputs": _inputs(config, inputs or {})},
     )
+
+
+def _inputs(config: Config, others: Mapping[str, Any]) -> dict[str, Any]:
+    configuration = {"features": config.features.model_dump(mode="json"), **others.get("configuration", {})}
+    return {**others, "configuration": configuration}

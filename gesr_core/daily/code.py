@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import cache
-from importlib.metadata import version as package_version
+from importlib.metadata import PackageNotFoundError, version as package_version
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +17,16 @@ _PACKAGES: Final = ("pyspark", "delta-spark", "torch", "pyarrow", "numpy")
 
 def made_by() -> dict[str, Any]:
     """Return the versions of this package and of what scores follow from."""
-    versions = {"python": platform.python_version(), **{name: package_version(name) for name in _PACKAGES}}
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
     return {"code": code_version(), "versions": versions}
+
+
+def _version(package: str) -> str:
+    """A package's version; of what the platform brings otherwise (Databricks: Spark and Delta), the platform's."""
+    try:
+        return package_version(package)
+    except PackageNotFoundError:
+        return f"of runtime {os.environ.get('DATABRICKS_RUNTIME_VERSION', 'unknown')}"
 
 
 @cache

@@ -63,12 +63,17 @@ class Day:
             create_table(self.spark, ref, columns, properties=feed if role is Role.SCORES else {})
         create_table(self.spark, self.config.table(Role.QUARANTINE), written_columns(Role.QUARANTINE))
         for role, ref, remedy in (
-            (Role.SCORES, self.scores_ref, "publish to another --target, or migrate the table"),
+            (
+                Role.SCORES,
+                self.scores_ref,
+                "publish to another --target or, for a new task, add its column: jobs/migrate.py",
+            ),
             (
                 Role.STAGING,
                 self.config.table(Role.STAGING),
-                "it holds unfinished runs alone: finish them with the version that began them or give them up, and "
-                "remove it, or give this one a staging of its own (--set tables.staging.location=...)",
+                "for a new task, add its column: jobs/migrate.py; else it holds unfinished runs alone: finish them "
+                "with the version that began them or give them up, and remove it, or give this one a staging of its "
+                "own (--set tables.staging.location=...)",
             ),
         ):
             self.require_columns(ref, written_columns(role, user=user, item=item, tasks=tasks), remedy=remedy)

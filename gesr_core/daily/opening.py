@@ -47,6 +47,10 @@ def already_published(spark: SparkSession, config: Config, args: argparse.Namesp
     if args.replace and not unsaid:
         return False
     run = opened(rows, standing.run_id)
+    asked = args.checkpoint
+    if unsaid and not args.replace and asked.is_registered and asked.reference == run.pins.checkpoint.get("reference"):
+        # This start resumes that run, whose pins hold, wherever the name points by now.
+        return True
     # What needs no table is compared first: a newer checkpoint may have no item states of this day.
     differences = run.pins.differences_of_model(
         checkpoint_id=asked_checkpoint(config, args).checkpoint_id, configuration=config.scoring_hash()
@@ -107,13 +111,24 @@ def open_run(spark: SparkSession, config: Config, args: argparse.Namespace) -> D
 def _unfinished(
     config: Config, args: argparse.Namespace, rows: Sequence[LedgerRow], *, generation: int
 ) -> Unfinished | None:
-    checkpoint_id = asked_checkpoint(config, args).checkpoint_id if args.checkpoint or args.replace else None
+    asked = args.checkpoint
+    if asked.is_registered and not args.replace:
+        # What was pinned under this name holds, wherever it points by now; the registry need not even answer.
+        found = _of_this_code(config, rows, generation=generation, reference=asked.reference)
+        if found is not None:
+            return found
+    by_name = asked.reference is not None or args.replace
+    checkpoint_id = asked_checkpoint(config, args).checkpoint_id if by_name else None
+    return _of_this_code(config, rows, generation=generation, checkpoint_id=checkpoint_id)
+
+
+def _of_this_code(
+    config: Config, rows: Sequence[LedgerRow], *, generation: int, **checkpoint: str | None
+) -> Unfinished | None:
     configuration = config.scoring_hash()
 
     def of_code(made: Mapping[str, Any] | None) -> Unfinished | None:
-        return unfinished(
-            rows, generation=generation, checkpoint_id=checkpoint_id, configuration=configuration, made_by=made
-        )
+        return unfinished(rows, generation=generation, configuration=configuration, made_by=made, **checkpoint)
 
     found = of_code(made_by())
     if found is None and (other := of_code(None)) is not None:

@@ -30,7 +30,7 @@ from gesr_core.runtime.item_states import MANIFEST, load_item_states, resolve_it
 from gesr_core.runtime.trial import TRIAL_TYPE, Trial, TryForms, choose_form
 from gesr_core.runtime.worker import ScoreShards
 from gesr_core.sink.run import PinnedTable, Pins, pin_table
-from gesr_core.training.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from gesr_core.training.checkpoint import Checkpoint, load_checkpoint
 from gesr_core.udf import choose_sizes, scoring_task
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def pin_newest(
         form = _decide_form(inputs, task, profile=profile, checkpoint=checkpoint, config=config, ds=args.ds)
     pins = Pins(
         tables,
-        {"path": str(checkpoint.path), "id": checkpoint.checkpoint_id, "model": checkpoint.model_name},
+        _named(checkpoint, args),
         {"path": str(states), "version": task.items_version, "sha256": sha256_of(states / MANIFEST)},
         config.scoring_hash(),
         vars(sizes),
@@ -139,7 +139,12 @@ def pin_again(spark: SparkSession, config: Config, ds: str, pins: Pins) -> Pinne
 
 def asked_checkpoint(config: Config, args: argparse.Namespace) -> Checkpoint:
     """Load the checkpoint that the command line asks for, by default the newest of `training.model`."""
-    return load_checkpoint(resolve_checkpoint(config.folder("checkpoints"), args.checkpoint or config.training.model))
+    return load_checkpoint(args.checkpoint.path(config))
+
+
+def _named(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, str]:
+    named = {"path": str(checkpoint.path), "id": checkpoint.checkpoint_id, "model": checkpoint.model_name}
+    return {**named, "reference": args.checkpoint.reference} if args.checkpoint.is_registered else named
 
 
 def _require_item_type(candidates: str, states: Path) -> None:

@@ -25,7 +25,7 @@ from gesr_core.sink.gate import check_gate, count_candidates, count_staged, over
 from gesr_core.sink.ledger import LedgerRow, append_ledger, newest_published_before
 from gesr_core.sink.progress import Progress
 from gesr_core.sink.publish import publish, quarantine, refuse_other
-from gesr_core.sink.run import JOB, Lost, Run, accepted_shards
+from gesr_core.sink.run import JOB, Lost, Run, accepted_shards, not_judged
 from gesr_core.sink.score_distribution import ScoreDistribution
 from gesr_core.sink.staging import (
     accepted_rows,
@@ -74,10 +74,7 @@ def finish_for(day: Day, run: Run, rows: Sequence[LedgerRow], *, started_s: floa
     # Its own, unless what it was told is what a former run of this work was told, which is not recorded again.
     own = [row for row in answers if row.run_id == run.run_id] or answers
     gate = own[-1].details if own else {}
-    judged = {(shard, attempt) for attempt, shards in gate.get("attempts", {}).items() for shard in shards}
-    # Of an earlier version's gate it is not known which attempts it judged: the first of each shard, then.
-    others = frozenset((r.shard, r.attempt_id) for r in rows if judged and (r.shard, r.attempt_id) not in judged)
-    accepted = accepted_shards(rows, run.work_id, lost=others)
+    accepted = accepted_shards(rows, run.work_id, lost=not_judged(rows, gate))
     version, df = -1, None
     if day.has_staging():
         ref = day.config.table(Role.STAGING)

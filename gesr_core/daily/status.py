@@ -53,7 +53,8 @@ def _run(rows: Sequence[LedgerRow], opening: LedgerRow, standing: Publication | 
     resumes = f", resumes run {opening.details['resumes']}" if opening.details.get("resumes") else ""
     yield f"run {opening.run_id}  opened {_time(opening)} on generation {opening.generation}{resumes}"
     pins = opening.details["pins"]
-    yield f"  checkpoint  {pins['checkpoint']['model']}/{pins['checkpoint']['id']}"
+    reference = f" ({pins['checkpoint']['reference']})" if "reference" in pins["checkpoint"] else ""
+    yield f"  checkpoint  {pins['checkpoint']['model']}/{pins['checkpoint']['id']}{reference}"
     for role, table in pins["inputs"].items():
         yield f"  {role:<11} version {table['version']} of {table['location']}"
     accepted = {row.shard for row in rows if row.kind == "shard_accepted" and row.details.get("work_id") == work}

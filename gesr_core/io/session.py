@@ -87,6 +87,9 @@ def _require_java() -> None:
 
 
 def _require_delta(spark: SparkSession) -> None:
+    # Databricks Runtime has Delta in classes of its own.
+    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        return
     loader = spark.sparkContext._jvm.java.lang.Thread.currentThread().getContextClassLoader()  # type: ignore[union-attr]
     if loader.getResource("io/delta/sql/DeltaSparkSessionExtension.class") is not None:
         return

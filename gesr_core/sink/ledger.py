@@ -78,14 +78,28 @@ def newest_published_before(
     spark: SparkSession, ref: TableRef, *, job: str, ds: str, target: str, checkpoint_id: str
 ) -> LedgerRow | None:
     """Return the publication of the newest earlier `ds` whose newest generation is of this checkpoint."""
+    newest = _newest_before(spark, ref, job=job, ds=ds, target=target)
+    of_checkpoint = newest.where(F.get_json_object("details", "$.pins.checkpoint.id") == checkpoint_id)
+    return next(iter(_rows(of_checkpoint.orderBy(F.desc("ds")).limit(1))), None)
+
+
+def published_before(
+    spark: SparkSession, ref: TableRef, *, job: str, ds: str, target: str, days: int
+) -> list[LedgerRow]:
+    """Return the publications of the newest `days` earlier `ds`, each `ds` in its newest generation, oldest first."""
+    newest = _newest_before(spark, ref, job=job, ds=ds, target=target)
+    return sorted(_rows(newest.orderBy(F.desc("ds")).limit(days)), key=lambda row: row.ds)
+
+
+def _newest_before(spark: SparkSession, ref: TableRef, *, job: str, ds: str, target: str) -> DataFrame:
+    """The publications of all earlier `ds`, each `ds` in its newest generation."""
     published = _table(spark, ref).where(
         (F.col("kind") == "run_published") & (F.col("job") == job) & (F.col("target") == target) & (F.col("ds") < ds)
     )
     newest = published.groupBy("ds").agg(
         F.max_by(F.struct(*LEDGER_COLUMNS), F.struct("generation", "recorded_at")).alias("row")
     )
-    of_checkpoint = newest.select("row.*").where(F.get_json_object("details", "$.pins.checkpoint.id") == checkpoint_id)
-    return next(iter(_rows(of_checkpoint.orderBy(F.desc("ds")).limit(1))), None)
+    return newest.select("row.*")
 
 
 def _table(spark: SparkSession, ref: TableRef) -> DataFrame:

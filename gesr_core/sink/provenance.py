@@ -101,6 +101,7 @@ def write_partitions(
     column: str,
     made_from: Mapping[str, Provenance],
     from_version: int,
+    called: str | None = None,
 ) -> None:
     """Replace partitions of an existing table in one fenced commit.
 
@@ -108,9 +109,10 @@ def write_partitions(
         spark: the session.
         df: the rows of exactly these partitions.
         ref: the table.
-        column: the partitions' column.
+        column: the partitions' column, or an expression that tells them apart.
         made_from: what each partition is made from, all by one run.
         from_version: the table's version when this run looked what there was to do.
+        called: what a message calls the column; None: its name.
 
     Raises:
         AnotherRunWon: another run wrote one of these partitions since.
@@ -127,8 +129,8 @@ def write_partitions(
         found = rival()
         if found is not None:
             raise AnotherRunWon(
-                f"{column} {found[0]} of {ref.role} was written by run {found[1].run_id} while run {run_id} worked; "
-                "this run changed nothing"
+                f"{called or column} {found[0]} of {ref.role} was written by run {found[1].run_id} while run {run_id} "
+                "worked; this run changed nothing"
             )
 
     def stands() -> bool:

@@ -178,21 +178,25 @@ def unfinished(
     rows: Sequence[LedgerRow],
     *,
     generation: int,
-    checkpoint_id: str | None,
     configuration: str,
+    checkpoint_id: str | None = None,
+    reference: str | None = None,
     made_by: Mapping[str, Any] | None = None,
 ) -> Unfinished | None:
     """Return the newest run that opened on the generation which still stands, whose work a new one may take over.
 
     Its configuration must be ours, its code and libraries too (`made_by`; None: whatever they were), and its checkpoint
-    where one was asked for by name (`checkpoint_id`); an alias that moved since does not matter, it was pinned. The
-    newest refusal of its work comes with it.
+    where one was asked for by name (`checkpoint_id`), or the registry's name for it (`reference`); an alias that moved
+    since does not matter, it was pinned. The newest refusal of its work comes with it.
     """
     for row in reversed(rows):
         if row.kind != "run_opened" or row.generation != generation:
             continue
         pins = Pins.from_json(row.details["pins"])
-        same_checkpoint = checkpoint_id in (None, pins.checkpoint["id"])
+        same_checkpoint = checkpoint_id in (None, pins.checkpoint["id"]) and reference in (
+            None,
+            pins.checkpoint.get("reference"),
+        )
         same_code = made_by is None or pins.made_by == made_by
         if same_checkpoint and same_code and pins.configuration == configuration:
             run = Run(row.ds, row.target, row.run_id, generation, pins, details=row.details)
@@ -234,6 +238,15 @@ def accepted_shards(rows: Sequence[LedgerRow], work: str, *, lost: Lost = frozen
         if of_work and row.shard is not None and (row.shard, row.attempt_id) not in lost:
             accepted.setdefault(row.shard, row)
     return accepted
+
+
+def not_judged(rows: Sequence[LedgerRow], gate: Mapping[str, Any]) -> Lost:
+    """Return the accepted attempts that an answer of the gate is not about; none where it does not name its attempts.
+
+    An earlier version's gate did not: then the first attempt of each shard was judged.
+    """
+    judged = {(shard, attempt) for attempt, shards in gate.get("attempts", {}).items() for shard in shards}
+    return frozenset((r.shard, r.attempt_id) for r in rows if judged and (r.shard, r.attempt_id) not in judged)
 
 
 def pin_table(

@@ -96,7 +96,7 @@ def save_checkpoint(
         (draft / MANIFEST).write_bytes(json_bytes(manifest))
         (draft / "log.jsonl").write_bytes(b"".join(json_bytes(line, indent=None) for line in log))
         path = parent / sha256_of(draft / MANIFEST)[:_ID_DIGITS]
-        _move_into_place(draft, path)
+        move_into_place(draft, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     make_latest(path)
@@ -168,7 +168,8 @@ def resolve_checkpoint(root: Path, reference: str) -> Path:
     raise InputError(f"there is no checkpoint {reference!r} in {root}{_others(root / reference)}; run jobs/train.py")
 
 
-def _move_into_place(draft: Path, path: Path) -> None:
+def move_into_place(draft: Path, path: Path) -> None:
+    """Give a whole checkpoint its folder's name, by which others find it; one that is there already stays."""
     # mkdtemp makes a private folder; executors may run as another user.
     draft.chmod(0o755)
     try:

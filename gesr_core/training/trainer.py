@@ -30,6 +30,7 @@ from gesr_core.training.features import FeatureSpace, fit_feature_space, fit_req
 from gesr_core.training.loop import TrainingData, TrainingResult, TrainingSettings, log_lines, train
 from gesr_core.training.processes import ALONE, Processes, choose_training_device, process_group, run_in_processes
 from gesr_core.training.readers import RequestReader, open_requests, require_petastorm
+from gesr_core.training.registry import register_checkpoint
 from gesr_core.training.state import StateFolder, inputs_key
 from gesr_core.training.tracking import Tracking, require_mlflow
 
@@ -84,7 +85,7 @@ def require_libraries(config: Config) -> None:
     if config.training.reader == "petastorm":
         require_petastorm()
     if config.training.mlflow_experiment is not None:
-        require_mlflow()
+        require_mlflow(asked_by="training.mlflow_experiment is set", instead="set it to null")
 
 
 def train_checkpoint(data: TrainingSet, config: Config, *, model_name: str, spark: SparkSession | None = None) -> Path:
@@ -110,16 +111,28 @@ def train_checkpoint(data: TrainingSet, config: Config, *, model_name: str, spar
         StateFolder.of(folder, inputs).remove()
         make_latest(found)
         log.info("%s was trained already on the same data and configuration: %s", model_name, found)
-        return found
+        return _registered(found, config)
     if spark is None or config.training.processes == 1:
-        return _train_and_save(data, config, inputs, model_name=model_name, processes=replace(ALONE, device=device))
+        processes = replace(ALONE, device=device)
+        return _registered(_train_and_save(data, config, inputs, model_name=model_name, processes=processes), config)
     run_in_processes(spark, train_in_process, data.folder, config, inputs, model_name, training=config.training)
     trained = find_checkpoint(folder, inputs)
     if trained is None:
         raise GesrError(
             f"the training processes ended, but {folder} has no checkpoint of theirs: do all hosts share it?"
         )
-    return trained
+    return _registered(trained, config)
+
+
+def _registered(path: Path, config: Config) -> Path:
+    """Register a checkpoint where that is configured; a registry that fails costs a warning, for it is trained."""
+    if config.training.mlflow_model is not None:
+        try:
+            version = register_checkpoint(config, path)
+            log.info("%s is version %s of %s in MLflow", path.name, version, config.training.mlflow_model)
+        except GesrError as err:
+            log.warning("%s is not registered; start the same training again to register it: %s", path.name, err)
+    return path
 
 
 def train_in_process(folder: Path, config: Config, inputs: Mapping[str, Any], model_name: str) -> None:
@@ -266,7 +279,7 @@ def training_settings(config: Config) -> TrainingSettings:
 def training_inputs(data: TrainingSet, config: Config, model_name: str, *, device: str) -> dict[str, Any]:
     """All that the weights follow from; where tables lie, which reader reads and who is told is not among it."""
     sections = config.model_dump(mode="json", include={"features", "labels", "histories", "training"})
-    for name in ("reader", "model", "device", "mlflow_experiment", "mlflow_tracking_uri"):
+    for name in ("reader", "model", "device", "mlflow_experiment", "mlflow_tracking_uri", "mlflow_model"):
         sections["training"].pop(name)
     cores = torch.get_num_threads()
     return {

@@ -11,10 +11,18 @@ from gesr_core.errors import ConfigurationError
 from gesr_core.names import Role
 
 
-@pytest.mark.parametrize("env", ["local", "prod"])
+@pytest.mark.parametrize("env", ["local", "movielens", "prod", "databricks", "databricks,databricks_dev"])
 def test_every_environment_is_valid(env: str) -> None:
     config = load_config(env)
     assert [config.table(role).role for role in Role] == [role.value for role in Role]
+
+
+def test_of_several_environments_the_later_wins() -> None:
+    config = load_config("databricks,databricks_dev")
+    assert config.table(Role.EVENTS).location == "main.shop.events"
+    assert config.table(Role.SCORES).location == "dev.ranking.scores"
+    with pytest.raises(ConfigurationError, match=r"unknown --env 'databrick_dev'; .*did you mean 'databricks_dev'"):
+        load_config("databricks,databrick_dev")
 
 
 def test_a_local_table_is_a_folder_under_the_project() -> None:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from gesr_core.dates import impression_dates, shift_ds, split_dates
+from gesr_core.dates import ds_of, impression_dates, shift_ds, split_dates
 from gesr_core.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("text", "ds"), [("2001-03-01", "2001-03-01"), ("2001-03-01-7d", "2001-02-22"), ("2001-03-01-0d", "2001-03-01")]
+)
+def test_a_command_line_may_name_a_date_by_another(text: str, ds: str) -> None:
+    assert ds_of(text) == ds
 
 
 def test_the_last_label_window_closes_at_the_request_time() -> None:

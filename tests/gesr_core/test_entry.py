@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +19,10 @@ run_job(main)
 """
 
 
-def run(body: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(body=body)], capture_output=True, text=True, check=False, cwd=ROOT
-    )
+def run(body: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", SCRIPT.format(body=body)]
+    env = {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=env)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,20 @@ def test_a_job_ends_with_its_code_and_says_why_last(body: str, code: int, last_l
     assert (done.stderr.splitlines() or [""])[-1] == last_line
 
 
+@pytest.mark.parametrize(
+    ("body", "last_line"),
+    [
+        ("pass", ""),
+        ("raise errors.InputError('no such table')", "gesr_core.errors.InputError: no such table"),
+        ("raise KeyError('x')", "KeyError: 'x'"),
+    ],
+)
+def test_databricks_is_raised_the_error(body: str, last_line: str) -> None:
+    done = run(body, DATABRICKS_RUNTIME_VERSION="17.3")
+    assert (done.stderr.splitlines() or [""])[-1] == last_line
+    assert done.returncode == (1 if last_line else 0)
+
+
 def test_an_unforeseen_failure_keeps_its_traceback() -> None:
     assert "Traceback" in run("raise KeyError('x')").stderr
 
@@ -51,6 +66,7 @@ def test_an_unforeseen_failure_keeps_its_traceback() -> None:
     [
         ([], "the following arguments are required: --ds"),
         (["--ds", "2024-02-30"], "--ds '2024-02-30' is not a date of the form YYYY-MM-DD"),
+        (["--ds", "2024-02-30-7d"], "--ds '2024-02-30' is not a date of the form YYYY-MM-DD"),
         (["--ds", "2024-02-20", "--set", "scoring.topk=1"], "unknown key 'scoring.topk'; did you mean 'top_k'?"),
     ],
 )

@@ -19,7 +19,7 @@ from gesr_core.config import Config
 from gesr_core.errors import GesrError, InputError
 from gesr_core.io.tables import table_detail, table_exists, table_version
 from gesr_core.names import Role
-from gesr_core.samples import ta_feng
+from gesr_core.samples import ml_100k, ta_feng
 from jobs import load_sample
 
 pytestmark = pytest.mark.spark
@@ -33,6 +33,11 @@ LINES = [
     "2/28/2001,00000003,<25,105,300,4710000000002,1,48,46",
     "2/28/2001,00000003,,105,300,4710000000003,1,48,46",
 ]
+FILMS = {
+    "inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t10\t4\t880000001\n1\t11\t3\t880099999\n",
+    "item": "item_id:token\trelease_year:token\tclass:token_seq\n10\t1995\tAction Crime\n11\t\tComedy\n",
+    "user": "user_id:token\tage:token\tgender:token\toccupation:token\n1\t24\tM\tother\n",
+}
 SALES_TABLES = (Role.EVENTS, Role.ITEMS, Role.USERS)
 
 
@@ -70,6 +75,28 @@ def test_events_items_and_users_are_those_of_the_source(
     shutil.rmtree(downloads)
     load_sample.main([*job_args, "--downloads", str(downloads)])
     assert [table_version(spark, config.table(role)) for role in SALES_TABLES] == [0, 0, 0]
+
+
+def test_another_sample_has_its_own_columns_and_environment(
+    spark: SparkSession, config: Config, job_args: list[str], downloads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = downloads / ml_100k.WHEEL.file_name
+    with zipfile.ZipFile(wheel, "w") as packed:
+        for name, text in FILMS.items():
+            packed.writestr(f"recbole/dataset_example/ml-100k/ml-100k.{name}", text)
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    monkeypatch.setattr(ml_100k, "WHEEL", dataclasses.replace(ml_100k.WHEEL, sha256=sha256))
+    load_sample.main([*job_args, "--downloads", str(downloads), "--sample", "movielens"])
+    events = spark.read.format("delta").load(config.table(Role.EVENTS).location)
+    rows = events.selectExpr("user_id", "item_id", "unix_seconds(event_ts)", "action", "value", "ds").collect()
+    assert sorted(map(tuple, rows)) == [
+        (1, 10, 880000001, "liked", 4.0, "1997-11-20"),
+        (1, 11, 880099999, "rated", 3.0, "1997-11-21"),
+    ]
+    assert _rows(spark, config, Role.ITEMS) == [(10, ["Action", "Crime"], "1995"), (11, ["Comedy"], None)]
+    assert _rows(spark, config, Role.USERS) == [(1, "20", "M", "other")]
+    with pytest.raises(InputError, match=r"holds movielens, form 1, .*, not ta_feng: name another --env"):
+        load_sample.main([*job_args, "--downloads", str(downloads)])
 
 
 def test_a_dry_run_writes_nothing(spark: SparkSession, config: Config, job_args: list[str], downloads: Path) -> None:

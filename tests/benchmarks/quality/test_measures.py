@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from pyspark.sql import SparkSession
 
-from benchmarks.quality.measures import Measured, ideal, measure, ranks
+from benchmarks.quality.measures import Measured as OfBenchmark, ideal, measure, ranks
 from benchmarks.quality.prepared import look_up
 from gesr_core.metrics import ranking
+from gesr_core.metrics.auc import measure_auc
+from gesr_core.metrics.comparison import Measured
+from gesr_core.metrics.values import metrics_of
 from gesr_core.training.measures import normalised_entropy
 from tests.benchmarks.quality.sets import a_test_set
+from tests.metric_rows import ROWS_TYPE, Pair, plan, summed, user_batch
 
 ALL, WITHOUT = ranking.ALL, ranking.WITHOUT_TOP_ITEM
 
@@ -113,28 +117,31 @@ def test_measures_agree_with_those_of_evaluate_on_random_orderings(spark: SparkS
     ours = measure(a_test_set(pairs, truth), score, logit_P=score - 3)
     for segment, values in theirs(spark, truth, pairs, score).items():
         assert {name: ours.values()[segment][name] for name in values} == pytest.approx(values, rel=1e-9)
-    assert isinstance(ours, Measured)
+    assert isinstance(ours, OfBenchmark)
 
 
 def theirs(
     spark: SparkSession, truth: list[tuple[int, int]], pairs: list[tuple[int, int, int]], score: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """The same measures by gesr_core.metrics.ranking, over all pairs as if all were published."""
-    orderings = ", ".join(f"{name} double" for name in ranking.ORDERINGS)
-    schema = f"user_id bigint, item_id bigint, label int, logit float, {orderings}"
-    rows: list[Any] = [(*pair, float(s - 3), *[float(s)] * 4) for pair, s in zip(pairs, score, strict=True)]
-    listed = spark.createDataFrame(rows, schema)
+    """The same measures by gesr_core.metrics, over all pairs as if all were published."""
     bought = spark.createDataFrame(truth, "user_id bigint, item_id bigint")
     top = ranking.top_item(bought)
-    segments = [ALL, WITHOUT]
-    found = [
-        *ranking.measure_rankings(
-            bought, ranking.rank_positives(listed, top=top), ks=[10], published_k=20, segments=segments, top=top
-        ),
-        *ranking.measure_gauc(listed, segments=segments, top=top),
-        *ranking.measure_auc(listed, segments=segments, top=top),
-        *ranking.measure_calibration(listed, segments=segments, top=top),
-    ]
+    users: dict[int, list[Pair]] = {user: [] for user, _ in truth}
+    # Of equal scores the smaller item id stands first.
+    for user in {user for user, _, _ in pairs}:
+        mine = sorted((-float(s), item, label) for (u, item, label), s in zip(pairs, score, strict=True) if u == user)
+        users.setdefault(user, []).extend(
+            Pair(item, place, place, -falling, -falling - 3, label == 1, top=item == top)
+            for place, (falling, item, label) in enumerate(mine, start=1)
+        )
+    for user, item in truth:
+        if item not in {pair.item_id for pair in users[user]}:
+            users[user].append(Pair(item, bought=True, top=item == top))
+    batch = user_batch(users)
+    of = plan(ks=(10,), published_k=20, without_top_item=True, replicates=20)
+    rows = spark.createDataFrame(pa.Table.from_batches([batch]).to_pylist(), ROWS_TYPE)
+    aucs = measure_auc(rows, Measured(rows, of).left_in())
+    found = metrics_of(summed(batch, of), aucs)
     wanted = ("ndcg", "recall", "gauc", "auc", "ne")
     of_model = [m for m in found if m.ordering == ranking.MODEL and m.metric in wanted]
-    return {segment: {m.metric: m.value for m in of_model if m.segment == segment} for segment in segments}
+    return {segment: {m.metric: m.value for m in of_model if m.segment == segment} for segment in (ALL, WITHOUT)}

@@ -1,0 +1,1 @@
+"""What evaluate.py and promote.py share: publications read for measuring, drift of scores, promotion. Driver only."""
