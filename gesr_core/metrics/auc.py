@@ -10,7 +10,7 @@ from pyspark.sql import Column, DataFrame, Window, functions as F
 from gesr_core.metrics.ranking import MODEL, ORDERINGS, POPULARITY, RANDOM, RETRIEVAL
 
 _BANDS_PER_OCTAVE: Final = 64
-_ORDERING: Final = "ordering"
+_SEGMENT, _ORDERING = "segment", "ordering"
 
 
 def measure_auc(rows: DataFrame, left_in: Mapping[str, Column]) -> dict[tuple[str, str], tuple[float, int]]:
@@ -23,32 +23,25 @@ def measure_auc(rows: DataFrame, left_in: Mapping[str, Column]) -> dict[tuple[st
         rows: as `pairs.user_rows` gives them; users without candidates are left out.
         left_in: by segment, whether a pair is in it: of the columns `segments`, `mask` and `top`.
     """
-    names = {segment: f"s{place}" for place, segment in enumerate(left_in)}
-    long = _long(rows)
-    counts = [column for segment, kept in left_in.items() for column in _class_counts(names[segment], kept)]
-    banded = long.groupBy(_ORDERING, "value").agg(*counts).withColumn("band", _band(F.col("value")))
-    in_band = banded.groupBy(_ORDERING, "band").agg(
-        *(F.sum(f"negatives_{s}").alias(f"negatives_{s}") for s in names.values())
-    )
-    starts = in_band.select(
-        _ORDERING,
-        "band",
-        *(_sum_below(f"negatives_{s}", by=[_ORDERING], along="band").alias(f"start_{s}") for s in names.values()),
-    )
-    # Bands are some hundreds per ordering whatever the data.
-    joined = banded.join(F.broadcast(starts), on=[_ORDERING, "band"], how="inner")
-    sums = []
-    for s in names.values():
-        below = F.col(f"start_{s}") + _sum_below(f"negatives_{s}", by=[_ORDERING, "band"], along="value")
-        joined = joined.withColumn(f"won_{s}", F.col(f"positives_{s}") * (below + F.col(f"negatives_{s}") / F.lit(2.0)))
-        sums += [F.sum(f"{what}_{s}").alias(f"{what}_{s}") for what in ("won", "positives", "negatives")]
+    names = list(left_in)
+    # A segment is a row, not a column: of dozens of columns Spark would make a plan that takes longer than the data.
+    numbers = F.array(*(F.when(kept, F.lit(number)) for number, kept in enumerate(left_in.values())))
+    pairs = _long(rows).select(F.explode(F.array_compact(numbers)).alias(_SEGMENT), _ORDERING, "value", "bought")
+    keys = [_SEGMENT, _ORDERING]
+    counts = [F.count_if("bought").alias("positives"), F.count_if(~F.col("bought")).alias("negatives")]
+    banded = pairs.groupBy(*keys, "value").agg(*counts).withColumn("band", _band(F.col("value")))
+    in_band = banded.groupBy(*keys, "band").agg(F.sum("negatives").alias("negatives"))
+    starts = in_band.select(*keys, "band", _sum_below("negatives", by=keys, along="band").alias("start"))
+    # Bands are some hundreds per segment and ordering whatever the data.
+    joined = banded.join(F.broadcast(starts), on=[*keys, "band"], how="inner")
+    below = F.col("start") + _sum_below("negatives", by=[*keys, "band"], along="value")
+    won = joined.withColumn("won", F.col("positives") * (below + F.col("negatives") / F.lit(2.0)))
+    sums = [F.sum(name).alias(name) for name in ("won", "positives", "negatives")]
     found: dict[tuple[str, str], tuple[float, int]] = {}
-    for row in joined.groupBy(_ORDERING).agg(*sums).collect():
-        for segment, s in names.items():
-            positives, negatives = row[f"positives_{s}"], row[f"negatives_{s}"]
-            if positives and negatives:
-                auc = row[f"won_{s}"] / (positives * negatives)
-                found[segment, row[_ORDERING]] = auc, positives + negatives
+    for row in won.groupBy(*keys).agg(*sums).collect():
+        positives, negatives = row["positives"], row["negatives"]
+        if positives and negatives:
+            found[names[row[_SEGMENT]], row[_ORDERING]] = row["won"] / (positives * negatives), positives + negatives
     return found
 
 
@@ -68,11 +61,6 @@ def _long(rows: DataFrame) -> DataFrame:
     return published.select(
         "segments", "pair.bought", "pair.mask", "pair.top", F.explode(F.array(*of)).alias("of")
     ).select("segments", "bought", "mask", "top", "of.*")
-
-
-def _class_counts(name: str, left_in: Column) -> tuple[Column, Column]:
-    positives, negatives = F.count_if(left_in & F.col("bought")), F.count_if(left_in & ~F.col("bought"))
-    return positives.alias(f"positives_{name}"), negatives.alias(f"negatives_{name}")
 
 
 def _band(value: Column) -> Column:

@@ -63,7 +63,7 @@ def write_metrics(
     if standing == made:
         return False
     if not replace and (standing is not None or _has_rows(spark, ref, part)):
-        changed = "events or candidates"
+        changed = "events, candidates or the former days that drift is measured against"
         if standing is None:
             changed = "what they were made from, which the log has forgotten, may"
         elif standing.settings != made.settings:
