@@ -137,7 +137,7 @@ def test_pollers_and_streams_see_a_publication_once_and_a_correction_as_a_new_ge
     known = {"spark": spark, "scores": scores, "copy": copy, "checkpoint": str(tmp_path / "checkpoint")}
     reader = run_code(["flat in polars", "poll", "follow"], ds=DS, **known)
 
-    def poll() -> list[list[object]]:
+    def poll() -> list[tuple[str, int, str]]:
         nonlocal seen
         found = list(reader["publications"](scores, seen))
         seen = max([seen, *(version for version, *_ in found)])
