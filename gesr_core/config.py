@@ -293,6 +293,11 @@ class LabelsConfig(Section):
             raise ValueError("every task has score_weight 0: at least one must enter the score")
         return self
 
+    @property
+    def scored_task(self) -> Task:
+        """The task that scores are about: the one with the largest `score_weight`."""
+        return max(self.tasks, key=lambda task: task.score_weight)
+
     def score_weights(self, tasks: Sequence[str]) -> tuple[float, ...]:
         """Return the weights of a checkpoint's tasks in the score, in its order.
 

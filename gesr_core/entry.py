@@ -12,14 +12,11 @@ from pathlib import Path
 from gesr_core.config import CONF_DIR, Config, load_config
 from gesr_core.dates import ds_of, request_time
 from gesr_core.errors import ConfigurationError, GesrError
+from gesr_core.names import ON_DATABRICKS
 from gesr_core.secrets import MaskingFormatter, masked
 
 _EXIT_CODES = """exit codes: 0 done or already done; 1 failed and worth a retry; 2 configuration;
 3 input (a table, column, day or checkpoint); 4 the gate refused; 5 another run won"""
-
-
-# Set by every Databricks Runtime, to its version.
-ON_DATABRICKS = "DATABRICKS_RUNTIME_VERSION"
 
 
 class _Parser(argparse.ArgumentParser):

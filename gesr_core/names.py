@@ -3,6 +3,9 @@
 from enum import Enum
 from typing import Final
 
+# Set by every Databricks Runtime, to its version.
+ON_DATABRICKS: Final = "DATABRICKS_RUNTIME_VERSION"
+
 
 # StrEnum needs Python 3.11; the project starts at 3.10.
 class Role(str, Enum):

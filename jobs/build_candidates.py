@@ -114,7 +114,7 @@ def _report(
             log.info("impressions of %s", line)
     if not wanted[Role.CANDIDATES]:
         return
-    ds, task = wanted[Role.CANDIDATES][0], max(labels.tasks, key=lambda task: task.score_weight)
+    ds, task = wanted[Role.CANDIDATES][0], labels.scored_task
     if newest_us < request_time_us(shift_ds(ds, days=labels.window_days - 1)):
         log.info("recall of %s: not known before events has the %d days from %s", task.name, labels.window_days, ds)
         return

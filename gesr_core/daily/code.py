@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import gesr_core
 from gesr_core.content import digest_of, sha256_of
+from gesr_core.names import ON_DATABRICKS
 
 _PACKAGES: Final = ("pyspark", "delta-spark", "torch", "pyarrow", "numpy")
 
@@ -26,7 +27,7 @@ def _version(package: str) -> str:
     try:
         return package_version(package)
     except PackageNotFoundError:
-        return f"of runtime {os.environ.get('DATABRICKS_RUNTIME_VERSION', 'unknown')}"
+        return f"of runtime {os.environ.get(ON_DATABRICKS, 'unknown')}"
 
 
 @cache

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gesr_core.sink.ledger import LedgerRow
-from gesr_core.sink.run import Publication, Run, accepted_shards, not_judged, opened
+from gesr_core.sink.run import Publication, Run, accepted_shards, gate_answer, not_judged, opened
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,7 @@ class Published:
         run = opened(rows, standing.run_id)
         mine = [row for row in rows if row.run_id == run.run_id]
         recorded = next((row for row in mine if row.kind == "run_published"), None)
-        answers = [row for row in rows if row.kind == "gate_passed" and row.details.get("work_id") == run.work_id]
-        # Its own, unless what it was told is what a former run of this work was told, which is not recorded again.
-        answer = next(reversed([row for row in answers if row.run_id == run.run_id] or answers), None)
+        answer = gate_answer(rows, run)
         gate = (recorded and recorded.details.get("gate")) or (answer.details if answer else {})
         return Published(
             run=run,

@@ -112,7 +112,7 @@ def _rejected(spark: SparkSession, config: Config, *, ds: str, run_id: str) -> t
 
 def _samples(spark: SparkSession, config: Config, scores: DataFrame, pins: Pins, *, ds: str) -> Samples:
     labels = config.labels
-    task = max(labels.tasks, key=lambda task: task.score_weight)
+    task = labels.scored_task
     events = read_input(spark, config.table(Role.EVENTS))
     newest_us = events.agg(F.max(F.unix_micros(Col.EVENT_TS))).collect()[0][0]
     truth = positives(events, dates=[ds], window_days=labels.window_days, tasks=[task])

@@ -25,7 +25,7 @@ from gesr_core.sink.gate import check_gate, count_candidates, count_staged, over
 from gesr_core.sink.ledger import LedgerRow, append_ledger, newest_published_before
 from gesr_core.sink.progress import Progress
 from gesr_core.sink.publish import publish, quarantine, refuse_other
-from gesr_core.sink.run import JOB, Lost, Run, accepted_shards, not_judged
+from gesr_core.sink.run import JOB, Lost, Run, accepted_shards, gate_answer, not_judged
 from gesr_core.sink.score_distribution import ScoreDistribution
 from gesr_core.sink.staging import (
     accepted_rows,
@@ -70,10 +70,8 @@ def score(day: Day, pinned: Pinned, task: ScoreShards, *, shards: Sequence[int])
 
 def finish_for(day: Day, run: Run, rows: Sequence[LedgerRow], *, started_s: float) -> None:
     """Write what follows the publication of a run that died before it could."""
-    answers = [row for row in rows if row.kind == "gate_passed" and _of_work(row, run)]
-    # Its own, unless what it was told is what a former run of this work was told, which is not recorded again.
-    own = [row for row in answers if row.run_id == run.run_id] or answers
-    gate = own[-1].details if own else {}
+    answer = gate_answer(rows, run)
+    gate = answer.details if answer else {}
     accepted = accepted_shards(rows, run.work_id, lost=not_judged(rows, gate))
     version, df = -1, None
     if day.has_staging():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyspark.sql import DataFrame, SparkSession, functions as F
 
-from gesr_core.config import Config, Task
+from gesr_core.config import Config
 from gesr_core.dates import request_time_us, shift_ds
 from gesr_core.errors import InputError
 from gesr_core.io.tables import one_ds, read_input, read_table, require_columns, require_unique, table_version
@@ -22,7 +22,7 @@ def read_comparison(spark: SparkSession, config: Config, *, ds: str, target: str
         InputError: the `ds` is not published, its label window is not complete in `events`, or a table or column is
             missing.
     """
-    task = scored_task(config)
+    task = config.labels.scored_task
     scores = read_scores(spark, config, target=target).where(F.col(Col.DS) == ds)
     standing = scores.select(Col.RUN_ID, Col.MODEL_VERSION).first()
     if standing is None:
@@ -50,11 +50,6 @@ def read_comparison(spark: SparkSession, config: Config, *, ds: str, target: str
         events=_history_lengths(events, ds) if declared.history_length else None,
         attributes=_attributes(spark, config, ds) if declared.user else None,
     )
-
-
-def scored_task(config: Config) -> Task:
-    """Return the task that scores are about: the one with the largest `score_weight`."""
-    return max(config.labels.tasks, key=lambda task: task.score_weight)
 
 
 def read_scores(spark: SparkSession, config: Config, *, target: str) -> DataFrame:

@@ -20,6 +20,7 @@ from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from gesr_core.errors import ConfigurationError
+from gesr_core.names import ON_DATABRICKS
 from gesr_core.spark_settings import settings
 
 # Results must not depend on these; a job runs under the same values everywhere.
@@ -88,7 +89,7 @@ def _require_java() -> None:
 
 def _require_delta(spark: SparkSession) -> None:
     # Databricks Runtime has Delta in classes of its own.
-    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
+    if ON_DATABRICKS in os.environ:
         return
     loader = spark.sparkContext._jvm.java.lang.Thread.currentThread().getContextClassLoader()  # type: ignore[union-attr]
     if loader.getResource("io/delta/sql/DeltaSparkSessionExtension.class") is not None:

@@ -240,6 +240,14 @@ def accepted_shards(rows: Sequence[LedgerRow], work: str, *, lost: Lost = frozen
     return accepted
 
 
+def gate_answer(rows: Sequence[LedgerRow], run: Run) -> LedgerRow | None:
+    """Return the gate's answer that a run was published by; None where none is recorded."""
+    answers = [row for row in rows if row.kind == "gate_passed" and row.details.get("work_id") == run.work_id]
+    # Its own, unless what it was told is what a former run of this work was told, which is not recorded again.
+    own = [row for row in answers if row.run_id == run.run_id] or answers
+    return own[-1] if own else None
+
+
 def not_judged(rows: Sequence[LedgerRow], gate: Mapping[str, Any]) -> Lost:
     """Return the accepted attempts that an answer of the gate is not about; none where it does not name its attempts.
 

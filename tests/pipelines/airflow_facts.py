@@ -176,7 +176,7 @@ class Workspace:
         return {"error": self.error}
 
     def get_run_state(self, run_id: int) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError("nobody asks for a state without its run")
 
 
 def on_databricks(error: str | None) -> dict[str, Any]:
